@@ -1,0 +1,1 @@
+"""Memory cells: one file per architecture, equations first."""

@@ -1,0 +1,1 @@
+"""Quantization of step graphs that knows about their state."""

@@ -1,0 +1,1 @@
+"""Engines that run a step graph: one file each, named by `--runtime`."""
