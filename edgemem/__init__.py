@@ -1,2 +1,38 @@
-"""Streaming-memory models from PyTorch to the edge, with state under a contract."""
+"""Streaming-memory models from PyTorch to the edge, with state under a contract.
 
+program = edgemem.load("m.onnx")     weights, shared
+stream = program.stream()            state, one per stream
+y = stream.step(x)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgemem.module import Composite, StreamingModule
+    from edgemem.program import Program, load
+    from edgemem.state import Port, StateTensor
+    from edgemem.stream import Rows, Stream
+
+__version__ = "0.1.0"
+__all__ = ["Composite", "Port", "Program", "Rows", "StateTensor", "Stream", "StreamingModule", "load"]
+
+HOMES = {
+    "Composite": "edgemem.module",
+    "Port": "edgemem.state",
+    "Program": "edgemem.program",
+    "Rows": "edgemem.stream",
+    "StateTensor": "edgemem.state",
+    "Stream": "edgemem.stream",
+    "StreamingModule": "edgemem.module",
+    "load": "edgemem.program",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: a program that streams never loads torch, one that exports never loads an engine."""
+    if name not in HOMES:
+        raise AttributeError(f"module 'edgemem' has no attribute {name!r}")
+    return getattr(importlib.import_module(HOMES[name]), name)

@@ -9,13 +9,13 @@ input `NAME_in` and graph output `NAME_out`, of the same shape and dtype.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from edgemem.digests import canonical, digest
 from edgemem.errors import ContractError
 
 KEY = "edgemem.contract"
@@ -181,16 +181,6 @@ class TensorType(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
 
-def canonical(value: object) -> str:
-    """JSON text that is the same for equal values."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def digest(value: object) -> str:
-    """SHA-256 of a value's canonical JSON."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
-
-
 def encode(contract: Contract) -> str:
     """The contract as the JSON text that goes into the file, digests included."""
     fields = contract.model_dump(mode="json")
@@ -211,10 +201,14 @@ def decode(text: str) -> Contract:
         raise ContractError(f"the contract must be a JSON object, got {type(fields).__name__}; export the model again")
     version = fields.get("version")
     if isinstance(version, int) and not isinstance(version, bool) and version > VERSION:
-        raise ContractError(f"contract field version: {version} is newer than {VERSION}; upgrade edgemem to read this file")
+        raise ContractError(
+            f"contract field version: {version} is newer than {VERSION}; upgrade edgemem to read this file"
+        )
     stored = fields.pop("sha256", None)
     if not isinstance(stored, dict):
-        raise ContractError("contract field sha256: a digest for each field was wanted, none came; export the model again")
+        raise ContractError(
+            "contract field sha256: a digest for each field was wanted, none came; export the model again"
+        )
     try:
         contract = Contract.model_validate_json(json.dumps(fields))
     except ValidationError as error:
@@ -226,7 +220,9 @@ def decode(text: str) -> Contract:
 def described(error: ValidationError) -> str:
     """The first problem that pydantic found, as a message that names the field."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or str(first["msg"]).removeprefix("Value error, ").split(":")[0]
+    where = (
+        ".".join(str(part) for part in first["loc"]) or str(first["msg"]).removeprefix("Value error, ").split(":")[0]
+    )
     return f"contract field {where}: {first['msg']} (got {str(first.get('input'))[:80]}); export the model again"
 
 
@@ -263,7 +259,9 @@ def check_graph(
         wanted_in.append((f"states.{state.name}", state.input, state.dtype, state.shape))
         wanted_out.append((f"states.{state.name}", state.output, state.dtype, state.shape))
         if isinstance(state.start, str):
-            compare(f"states.{state.name}.start", state.start, state.dtype, state.shape[1:], initializers, "initializer")
+            compare(
+                f"states.{state.name}.start", state.start, state.dtype, state.shape[1:], initializers, "initializer"
+            )
     for side, wanted, found in (("input", wanted_in, inputs), ("output", wanted_out, outputs)):
         for field, name, dtype, shape in wanted:
             compare(field, name, dtype, shape, found, side)
@@ -287,9 +285,3 @@ def compare(
             f"contract field {field}: {dtype}{list(shape)} in the contract, "
             f"{came.dtype}{list(came.shape)} in the graph's {side} {name}; export the model again"
         )
-
-
-def state_fingerprint(contract: Contract) -> str:
-    """What a snapshot is tied to: the model's weights and its states, not the runtime, chunk or file."""
-    states = [(s.name, list(s.shape), s.dtype) for s in contract.states]
-    return digest([contract.model.family, contract.model.digest, states])

@@ -1,0 +1,85 @@
+"""What every runtime gives: a program with shared weights, and the state of one stream.
+
+    program = runtime.prepare(path)          weights, read once, shared by all streams and threads
+    state   = program.new_state()            the tensors of one stream, at their start values
+    outputs = program.step(inputs, state)    one chunk; the state is advanced
+
+A runtime is one file of `runtimes/` with a function `prepare(path, **options) -> Program`. Programs trust their
+inputs: `Stream` is what checks shapes, types and ranges before a step.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgemem.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgemem.contract import Contract
+    from edgemem.stream import Stream
+
+Array = np.ndarray[Any, np.dtype[Any]]
+RUNTIMES = ("ort",)
+
+
+class StateBlock(ABC):
+    """The state of one stream inside a runtime."""
+
+    @abstractmethod
+    def get(self) -> dict[str, Array]:
+        """A copy of every state by name, each [batch, *shape]."""
+
+    @abstractmethod
+    def set(self, values: Mapping[str, Array]) -> None:
+        """Overwrite every state; `values` has exactly the declared names, shapes and dtypes."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Overwrite every state with its start value."""
+
+
+class Program(ABC):
+    """A model ready to run: its contract, and steps from any state. Safe to share between threads."""
+
+    runtime: str
+    contract: Contract
+
+    @abstractmethod
+    def new_state(self) -> StateBlock:
+        """The state of a new stream, at its start values."""
+
+    @abstractmethod
+    def step(self, inputs: Mapping[str, Array], state: StateBlock) -> dict[str, Array]:
+        """Advance `state` by one chunk.
+
+        `inputs` has every contract input at its exact shape; the outputs are arrays that the next step of the same
+        state may overwrite.
+        """
+
+    def stream(self, nan: str = "error") -> Stream:
+        """A new stream of this program; `nan` says what a NaN or infinite input does (`error` or `allow`)."""
+        from edgemem.stream import Stream
+
+        return Stream(self, nan=nan)
+
+
+def load(path: str | Path, runtime: str = "ort", **options: Any) -> Program:
+    """Load a model file (or compiled folder) into a runtime.
+
+    Options go to the runtime's `prepare`; all runtimes know `threads`.
+
+    Raises:
+        ModelFileError, ContractError: the file is not a model with a valid contract.
+        UsageError: no such runtime.
+        MissingDependency: the runtime's engine is not installed.
+    """
+    if runtime not in RUNTIMES:
+        raise UsageError(f"unknown runtime {runtime!r}; there are {', '.join(RUNTIMES)}")
+    program: Program = importlib.import_module(f"edgemem.runtimes.{runtime}").prepare(Path(path), **options)
+    return program
