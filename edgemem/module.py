@@ -184,10 +184,10 @@ def unrolled(module: nn.Module, x: Frames, state: State, valid: Tensor | None = 
     for start in range(0, extent(x)[1], length):
         if length > 1:
             here = None if valid is None else (valid - start).clamp(0, length)
-            y, state = module.step(each(x, lambda u: u[:, start : start + length]), state, here)
+            y, state = module.step(span(x, start, length), state, here)
             rows.append(y)
             continue
-        y, after = module.step(each(x, lambda u: u[:, start]), state)
+        y, after = module.step(frame(x, start), state)
         state = after if valid is None else {k: kept(valid > start, v, state[k]) for k, v in after.items()}
         rows.append(y[:, None])
     return torch.cat(rows, dim=1), state
@@ -218,7 +218,7 @@ def scan(
     size, rows, read = next(cuts, -(-max(time, 1) // length) * length), [], 0
     while read < time + ahead:
         real = max(0, min(size, time - read))
-        piece = each(x, lambda u: padded(u[:, read : read + size], size))
+        piece = span(x, read, size)
         valid = None if real == size else torch.full((batch,), real, dtype=torch.int64)
         y, state = chunk(module, piece, state, valid)
         rows.append(y)
@@ -227,7 +227,19 @@ def scan(
     return torch.cat(rows, dim=1)[:, ahead : ahead + time], state
 
 
+def frame(x: Frames, index: int) -> Frames:
+    """Frame `index` of x [batch, time, *features]: [batch, *features]."""
+    return each(x, lambda u: u[:, index])
+
+
+def span(x: Frames, start: int, time: int) -> Frames:
+    """`time` frames of x from `start` on, padded where x ends."""
+    return each(x, lambda u: padded(u[:, start : start + time], time))
+
+
 def padded(x: Tensor, time: int) -> Tensor:
     """x [batch, n, *features] made `time` long with NaN, or with zeros if it is of integers."""
+    if x.shape[1] == time:
+        return x
     filler = float("nan") if x.is_floating_point() else 0
     return torch.cat([x, x.new_full((x.shape[0], time - x.shape[1], *x.shape[2:]), filler)], dim=1)

@@ -1,6 +1,6 @@
 """What a model declares about itself: the tensors it remembers, reads and writes. No dependencies.
 
-    graph input  NAME_in   [batch, *shape]      graph output  NAME_out  [batch, *shape]
+graph input  NAME_in   [batch, *shape]      graph output  NAME_out  [batch, *shape]
 """
 
 from __future__ import annotations

@@ -237,13 +237,11 @@ class Stream:
             block = np.asarray(given[port.name])
             if block.ndim == len(port.shape) - 1 and self._batch == 1:
                 block = block[None]
-            if (
-                block.ndim != len(port.shape)
-                or block.shape[::2][:1] != (self._batch,)
-                or block.shape[2:] != port.shape[2:]
-            ):
+            wanted = (self._batch, *port.shape[2:])
+            if block.ndim != len(port.shape) or (block.shape[0], *block.shape[2:]) != wanted:
                 raise InputError(
-                    f"input {port.name}: shape {[self._batch, 'time', *port.shape[2:]]} was wanted, {list(block.shape)} came"
+                    f"input {port.name}: [batch {self._batch}, time, *{list(port.shape[2:])}] was wanted, "
+                    f"{list(block.shape)} came"
                 )
             if block.size == 0:
                 block = block.astype(port.dtype)  # an empty list has no kind of its own
@@ -262,15 +260,16 @@ class Stream:
             inputs[self._valid.name] = np.full(self._valid.shape, real, self._valid.dtype)
         outputs = self.program.step(inputs, self._state)
         self._taken += real
-        skip = max(0, self._ahead - self._rows)
+        skip, stop = self._real_rows(real)
         self._rows += self._frames
-        stop = (
-            self._frames
-            if real == self._frames
-            else min(self._frames, self._taken + self._ahead - self._rows + self._frames)
-        )
-        stop = max(skip, stop)
         return {name: array[:, skip:stop].copy() for name, array in outputs.items()}, stop - skip
+
+    def _real_rows(self, real: int) -> tuple[int, int]:
+        """Which rows of the step just made are outputs of real frames: after warm-up, before the padding's."""
+        if not self._ahead:
+            return 0, real
+        skip = min(self._frames, max(0, self._ahead - self._rows))
+        return skip, max(skip, min(self._frames, self._taken + self._ahead - self._rows))
 
     def _advance_padded(self, blocks: Mapping[str, Array], real: int) -> tuple[dict[str, Array], int]:
         """Run one chunk with `real` frames at its front and zeros behind them."""

@@ -118,5 +118,6 @@ def session(path: Path, threads: int = 1) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common base outside its private module
         raise ModelFileError(
-            f"onnxruntime {onnxruntime.__version__} refuses {path}: {str(error).splitlines()[0]}; export the model again"
+            f"onnxruntime {onnxruntime.__version__} refuses {path}: {str(error).splitlines()[0]}; "
+            "export the model again"
         ) from error
