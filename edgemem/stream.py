@@ -84,6 +84,18 @@ class Stream:
         self._ended = False
         self._pending = {port.name: np.empty((self._batch, 0, *port.shape[2:]), port.dtype) for port in self._ports}
 
+    @property
+    def has_frontend(self) -> bool:
+        """Whether the model's input is made of audio by a front end in its contract."""
+        return self._frontend is not None
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second that `push_samples` takes."""
+        if self._frontend is None:
+            raise InputError(f"{self.contract.model.name} has no audio front end; push its features instead")
+        return self._frontend.frontend.sample_rate
+
     # --- one chunk ---------------------------------------------------------------------------------------------
 
     @property
@@ -203,7 +215,15 @@ class Stream:
             raise InputError(f"{self.contract.model.name} has no audio front end; push its features instead")
         if self._ended:
             raise StreamError("the stream was flushed to its end; call reset() before the next push")
-        return self.push(self._frontend.push(samples))
+        sound = np.asarray(samples)
+        if sound.ndim != 1 or sound.dtype.kind != "f":
+            raise InputError(
+                f"samples: float mono [time] was wanted, {sound.dtype}{list(sound.shape)} came; "
+                "average the channels and divide 16-bit samples by 32768"
+            )
+        if self.finite_only and not np.isfinite(sound).all():
+            raise InputError("samples: finite numbers were wanted, NaN or infinity came; clean the input")
+        return self.push(self._frontend.push(sound))
 
     def flush(self) -> Rows:
         """End the stream: run the frames that wait, give the rows that waited for look-ahead.
@@ -220,6 +240,15 @@ class Stream:
             outputs.append(self._advance_padded({}, 0))
         rows = self._gathered(outputs)
         self._ended = self._ahead > 0 or (waiting > 0 and self.contract.chunk.frames_per_unit > 1)
+        return rows
+
+    def peek(self) -> Rows:
+        """The output rows of the frames that wait for a whole chunk, as if the stream ended here; nothing changes."""
+        before, position = self._state.get(), (self._taken, self._given, self._rows)
+        waiting = next(iter(self._pending.values())).shape[1]
+        rows = self._gathered([self._advance_padded(self._pending, waiting)] if waiting else [])
+        self._state.set(before)
+        self._taken, self._given, self._rows = position
         return rows
 
     def run(self, pieces: Iterable[Values]) -> Iterator[Rows]:

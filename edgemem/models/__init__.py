@@ -7,15 +7,15 @@ whose `__post_init__` refuses what cannot work; `build` makes the module with ra
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgemem.errors import CheckpointError, ConfigError
+from edgemem.text import nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,12 +121,6 @@ def divides(config: object, part: str, whole: str) -> None:
             f"{type(config).__name__}.{whole} must be a multiple of {part}, "
             f"got {whole}={getattr(config, whole)} and {part}={getattr(config, part)}"
         )
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """', did you mean …?' for the closest known word, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def build_model(

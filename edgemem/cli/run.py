@@ -1,0 +1,138 @@
+"""`edgemem run`: stream something through a model file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgemem.cli.options import json_option, print_json, stdout
+from edgemem.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgemem.stream import Stream
+
+
+@click.command("run")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--input", "source", metavar="FILE", help="Audio, .npy or text; - reads 16-bit PCM or text from stdin.")
+@click.option("--text", help="Text to stream through a language model.")
+@click.option("--generate", type=click.IntRange(0), help="Tokens to generate after --text.")
+@click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 takes the likeliest.")
+@click.option("--top-k", type=click.IntRange(1), help="Choose among the K likeliest tokens.")
+@click.option("--stop", help="Stop generating after this text.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the choices.")
+@click.option("--runtime", default="ort", show_default=True, help="What runs the model.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Cores that one step may use.")
+@click.option("--state", type=click.Path(path_type=Path), help="Go on from this snapshot if it exists; save it after.")
+@click.option("--rows", is_flag=True, help="Every output row instead of a summary of them.")
+@json_option
+def command(
+    file: Path,
+    source: str | None,
+    text: str | None,
+    generate: int | None,
+    temperature: float,
+    top_k: int | None,
+    stop: str | None,
+    seed: int,
+    runtime: str,
+    threads: int,
+    state: Path | None,
+    rows: bool,
+    as_json: bool,
+) -> None:
+    """Stream audio, arrays or text through FILE and print what comes out, as it comes.
+
+    \b
+    edgemem run k.onnx --input speech.wav
+    arecord -f S16_LE -r 16000 -t raw | edgemem run k.onnx --input - --json
+    edgemem run lm.onnx --text "def " --generate 100 --temperature 0.8 --seed 7
+    """
+    from edgemem.program import load
+
+    if (source is None) == (text is None):
+        raise UsageError("say what to stream: either --input FILE (or -), or --text TEXT")
+    if generate is not None and text is None:
+        raise UsageError("--generate goes on after a text; give one by --text")
+    stream = load(file, runtime=runtime, threads=threads).stream()
+    if state is not None and state.exists():
+        stream.restore(state)
+    if generate is not None and text is not None:
+        write_text(stream, text, generate, temperature, top_k, stop, seed, as_json)
+    else:
+        results = described_rows(stream, source, text, rows, end=state is None)
+        show_json(results) if as_json else show_table(results)
+    if state is not None:
+        stream.snapshot(state)
+
+
+def described_rows(
+    stream: Stream, source: str | None, text: str | None, rows: bool, end: bool
+) -> Iterator[dict[str, Any]]:
+    """The outputs of a file, of stdin or of a text."""
+    import io
+
+    from edgemem import runner
+
+    stdin = sys.stdin.buffer if text is None else io.BytesIO(text.encode())
+    return runner.described(stream, runner.rows_of(stream, source or "-", stdin, end), rows)
+
+
+def show_json(results: Iterator[dict[str, Any]]) -> None:
+    """One JSON object per line, flushed as it comes."""
+    for row in results:
+        print_json(row)
+        sys.stdout.flush()
+
+
+def show_table(results: Iterator[dict[str, Any]]) -> None:
+    """A table that grows while the stream runs; costs of tokens are summed up at its end."""
+    from edgemem.text import row_text
+
+    console, bits, count = stdout(), 0.0, 0
+    for row in results:
+        if "bits" in row:
+            bits, count = bits + row["bits"], count + 1
+        else:
+            console.print(row_text(row), markup=False, highlight=False)
+    if count:
+        console.print(f"{count} tokens predicted at {bits / count:.3f} bits per token", highlight=False)
+
+
+def write_text(
+    stream: Stream,
+    text: str,
+    count: int,
+    temperature: float,
+    top_k: int | None,
+    stop: str | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Generate text after a prompt, character by character."""
+    import numpy as np
+
+    from edgemem import generate, runner
+
+    rng = np.random.default_rng(seed)
+    decoder = generate.Decoder(stream.contract.inputs[0].encoding)
+    said = ""
+    if not as_json:
+        click.echo(text, nl=False)
+    prompt = runner.tokens(stream, text.encode())
+    for token in runner.generated(stream, prompt, count, lambda z: generate.sample(z, rng, temperature, top_k)):
+        piece = decoder.push(token)
+        said += piece
+        if as_json:
+            print_json({"token": token, "text": piece})
+        else:
+            click.echo(piece, nl=False)
+        sys.stdout.flush()
+        if stop and stop in said:
+            break
+    if not as_json:
+        click.echo(decoder.flush())

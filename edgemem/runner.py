@@ -1,0 +1,228 @@
+"""Streaming a file through a program: what to read, and what to say about the outputs.
+
+.wav .flac .ogg      audio models, through the front end in their contract
+.npy                 an array [time, *features] of what the model's input takes
+.txt or any other    text, for models whose tokens are bytes
+-                    standard input: raw 16-bit PCM at the front end's rate, or text
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from edgemem.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from edgemem.stream import Rows, Stream
+
+Array = np.ndarray[Any, np.dtype[Any]]
+AUDIO = (".wav", ".flac", ".ogg")
+BLOCK_SAMPLES = 1600  # 0.1 s at 16 kHz: results appear while a long file or a microphone still runs
+BLOCK_FRAMES = 256
+
+
+def rows_of(stream: Stream, source: str, stdin: BinaryIO, end: bool = True) -> Iterator[tuple[Rows, Array | None]]:
+    """Stream `source` (a path, or `-` for `stdin`) block by block: output rows, and the tokens they belong to.
+
+    `end` flushes the stream after the last block.
+
+    Raises:
+        InputError: the file is missing, malformed, or not what the model's input takes.
+    """
+    if stream.has_frontend:
+        for block in samples(stream, source, stdin):
+            yield stream.push_samples(block), None
+    else:
+        pieces = frames(stream, source, stdin)
+        for piece in pieces:
+            yield stream.push(piece), piece if piece.dtype.kind in "iu" else None
+    if end:
+        yield stream.flush(), None
+
+
+def samples(stream: Stream, source: str, stdin: BinaryIO) -> Iterator[Array]:
+    """Audio of `source` at the front end's rate, in blocks of 0.1 s."""
+    from edgemem import audio
+
+    rate = stream.sample_rate
+    if source == "-":
+        yield from audio.read_pcm16(stdin, BLOCK_SAMPLES)
+        return
+    if Path(source).suffix.lower() == ".npy":
+        sound = array_file(Path(source))
+    else:
+        sound = audio.read_audio(Path(source), rate)
+    for at in range(0, len(sound), BLOCK_SAMPLES):
+        yield sound[at : at + BLOCK_SAMPLES]
+
+
+def frames(stream: Stream, source: str, stdin: BinaryIO) -> Iterator[Array]:
+    """Frames or tokens of `source`, in blocks."""
+    port = stream.contract.inputs[0]
+    path = Path(source)
+    if source != "-" and path.suffix.lower() == ".npy":
+        whole = array_file(path)
+    elif port.role == "tokens" and path.suffix.lower() not in AUDIO:
+        whole = tokens(stream, read_text(path, stdin) if source == "-" else read_text(path, None))
+    else:
+        raise InputError(
+            f"{source}: {stream.contract.model.name} takes {port.dtype}{list(port.shape[2:])} per frame; "
+            "give a .npy array [time, *features]"
+        )
+    if whole.ndim == 0 or len(whole) == 0:
+        raise InputError(f"{source} is empty; at least one frame was wanted")
+    for at in range(0, len(whole), BLOCK_FRAMES):
+        yield whole[at : at + BLOCK_FRAMES]
+
+
+def array_file(path: Path) -> Array:
+    """A .npy file, never unpickled.
+
+    Raises:
+        InputError: missing, malformed, or of Python objects.
+    """
+    try:
+        array: Array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(
+            f"{path} is not a readable .npy array of numbers ({error}); save it with numpy.save"
+        ) from error
+    return array
+
+
+def read_text(path: Path, stdin: BinaryIO | None) -> bytes:
+    """All bytes of a text file, or of `stdin`."""
+    if stdin is not None:
+        return stdin.read()
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); give a text, audio or .npy file") from error
+
+
+def tokens(stream: Stream, text: bytes) -> Array:
+    """Token ids of a text, by the encoding in the contract; without one, ids written as numbers.
+
+    Raises:
+        InputError: the model has no text encoding and the text is not whole numbers.
+    """
+    port = stream.contract.inputs[0]
+    if port.encoding == "bytes":
+        return np.frombuffer(text, np.uint8)
+    try:
+        return np.array(text.split(), dtype=np.int64)
+    except ValueError as error:
+        raise InputError(
+            f"{stream.contract.model.name} has no text encoding, so its tokens are read as whole numbers "
+            f"separated by spaces; {text[:20]!r} came"
+        ) from error
+
+
+def described(stream: Stream, pairs: Iterable[tuple[Rows, Array | None]], every_row: bool) -> Iterator[dict[str, Any]]:
+    """What the outputs say, one JSON-able dict at a time, as early as it is known.
+
+    Models with labels give spans in which one label leads (`label`, `score` = its mean probability), byte models
+    the `bits` that each token cost, others the `values` of every row; all with `t_start` and `t_end`.
+    """
+    output = stream.contract.outputs[0]
+    if len(stream.contract.outputs) > 1:
+        yield from each_row(rows for rows, _ in pairs)
+    elif output.labels is not None and not every_row:
+        yield from spans((rows for rows, _ in pairs), output.labels)
+    elif output.labels is not None:
+        yield from labelled((rows for rows, _ in pairs), output.labels)
+    elif stream.contract.inputs[0].role == "tokens" and output.role == "logits" and not every_row:
+        yield from costs(pairs)
+    else:
+        yield from each_row(rows for rows, _ in pairs)
+
+
+def each_row(groups: Iterable[Rows]) -> Iterator[dict[str, Any]]:
+    """Every row with its values."""
+    for rows in groups:
+        for index, (start, end) in enumerate(zip(rows.t_start, rows.t_end, strict=True)):
+            values = rows.values
+            picked = (
+                {k: v[index].tolist() for k, v in values.items()}
+                if isinstance(values, dict)
+                else values[index].tolist()
+            )
+            yield {"t_start": round(float(start), 6), "t_end": round(float(end), 6), "values": picked}
+
+
+def labelled(groups: Iterable[Rows], labels: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """Every row with its leading label and that label's probability."""
+    for rows in groups:
+        probabilities = softmax(rows.values)
+        for start, end, row in zip(rows.t_start, rows.t_end, probabilities, strict=True):
+            best = int(row.argmax())
+            score = round(float(row[best]), 4)
+            yield {
+                "t_start": round(float(start), 6),
+                "t_end": round(float(end), 6),
+                "label": labels[best],
+                "score": score,
+            }
+
+
+def spans(groups: Iterable[Rows], labels: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """Runs of rows with the same leading label, each given when it ends; `score` is the mean over its rows."""
+    open_span: dict[str, Any] | None = None
+    scores: list[float] = []
+    for row in labelled(groups, labels):
+        if open_span is not None and row["label"] != open_span["label"]:
+            yield {**open_span, "score": round(sum(scores) / len(scores), 4)}
+            open_span = None
+        if open_span is None:
+            open_span, scores = dict(row), []
+        open_span["t_end"] = row["t_end"]
+        scores.append(row["score"])
+    if open_span is not None:
+        yield {**open_span, "score": round(sum(scores) / len(scores), 4)}
+
+
+def costs(pairs: Iterable[tuple[Rows, Array | None]]) -> Iterator[dict[str, Any]]:
+    """What every token after the first cost a language model, in bits, given the tokens before it."""
+    waiting: list[tuple[float, float, Array]] = []  # predictions whose token has not come
+    seen: list[int] = []
+    given = 0
+    for rows, ids in pairs:
+        seen.extend(int(i) for i in (ids if ids is not None else ()))
+        waiting.extend(zip(rows.t_start, rows.t_end, rows.values, strict=True))
+        while waiting and given + 1 < len(seen):
+            start, end, logits = waiting.pop(0)
+            given += 1
+            token = seen[given]
+            bits = float(-np.log(max(float(softmax(logits)[token]), 1e-30)) / math.log(2))
+            yield {"t_start": int(start), "t_end": int(end), "token": token, "bits": round(bits, 4)}
+
+
+def softmax(logits: Array) -> Array:
+    """Probabilities along the last axis."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True)) if logits.size else logits
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def generated(stream: Stream, prompt: Array, count: int, pick: Any) -> Iterator[int]:
+    """`count` tokens that follow `prompt`, each chosen by `pick(logits)` and fed back.
+
+    Raises:
+        UsageError: an empty prompt, or a model that does not predict tokens.
+    """
+    output = stream.contract.outputs[0]
+    if stream.contract.inputs[0].role != "tokens" or output.role != "logits":
+        raise UsageError(f"{stream.contract.model.name} does not predict tokens; --generate needs a language model")
+    if len(prompt) == 0:
+        raise UsageError("the prompt is empty; give at least one character by --text")
+    rows = stream.push(prompt)
+    for _ in range(count):
+        waiting = stream.peek()
+        logits = (waiting if len(waiting) else rows).values[-1]
+        token = int(pick(logits))
+        yield token
+        rows = stream.push(np.array([token]))

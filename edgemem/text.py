@@ -1,0 +1,37 @@
+"""Words for people: suggestions, sizes, tables."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """', did you mean …?' for the closest known word, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def human_bytes(count: float) -> str:
+    """1536 -> '1.5 KiB'."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def row_text(row: dict[str, object]) -> str:
+    """One result of a stream as a line: time, then what came out."""
+    start, end = row["t_start"], row["t_end"]
+    if "label" in row:
+        return f"{start:8.2f} – {end:6.2f} s  {row['label']:<10}  {row['score']:.2f}"
+    values = row["values"]
+    shown = (
+        ", ".join(f"{v:.4g}" for v in values[:8]) if isinstance(values, list) and _flat(values) else str(values)[:80]
+    )
+    return f"{start:8} – {end:8}  {shown}"
+
+
+def _flat(values: list[object]) -> bool:
+    return all(isinstance(value, int | float) for value in values)
