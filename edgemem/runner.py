@@ -53,10 +53,8 @@ def samples(stream: Stream, source: str, stdin: BinaryIO) -> Iterator[Array]:
     if source == "-":
         yield from audio.read_pcm16(stdin, BLOCK_SAMPLES)
         return
-    if Path(source).suffix.lower() == ".npy":
-        sound = array_file(Path(source))
-    else:
-        sound = audio.read_audio(Path(source), rate)
+    is_array = Path(source).suffix.lower() == ".npy"
+    sound = array_file(Path(source)) if is_array else audio.read_audio(Path(source), rate)
     for at in range(0, len(sound), BLOCK_SAMPLES):
         yield sound[at : at + BLOCK_SAMPLES]
 

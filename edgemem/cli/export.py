@@ -52,6 +52,7 @@ def command(
         return
     stderr().print(
         f"wrote {output} ({output.stat().st_size:,} bytes, {len(contract.states)} states); "
-        f"equal to {proof.reference} over {proof.steps} steps: largest error {proof.max_abs_error:.1e} of {proof.tolerance:.1e} allowed",
+        f"equal to {proof.reference} over {proof.steps} steps: "
+        f"largest error {proof.max_abs_error:.1e} of {proof.tolerance:.1e} allowed",
         highlight=False,
     )

@@ -1,0 +1,70 @@
+"""`edgemem doctor`: what is installed here, and what would add the rest."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from importlib import metadata
+
+import click
+
+from edgemem.cli.options import json_option, print_json, stdout
+
+# what it is for, package or tool, how it is installed
+PACKAGES = (
+    ("stream", "numpy", "pip install edgemem"),
+    ("stream", "onnxruntime", "pip install edgemem"),
+    ("stream", "safetensors", "pip install edgemem"),
+    ("stream", "pydantic", "pip install edgemem"),
+    ("export", "torch", "pip install 'edgemem[export]'"),
+    ("export", "onnx", "pip install 'edgemem[export]'"),
+    ("export", "onnxscript", "pip install 'edgemem[export]'"),
+    ("audio", "soundfile", "pip install 'edgemem[audio]'"),
+    ("audio", "soxr", "pip install 'edgemem[audio]'"),
+    ("microphone", "sounddevice", "pip install 'edgemem[mic]'"),
+    ("pictures", "matplotlib", "pip install 'edgemem[plot]'"),
+)
+TOOLS = (
+    ("Cortex-M boards", "arm-none-eabi-gcc"),
+    ("Cortex-M boards", "qemu-system-arm"),
+    ("Linux boards", "aarch64-linux-gnu-gcc"),
+    ("Linux boards", "qemu-aarch64"),
+    ("RISC-V boards", "riscv64-unknown-elf-gcc"),
+)
+
+
+def found() -> list[dict[str, str | None]]:
+    """Every package and tool with its version or place, or None and the command that installs it."""
+    rows: list[dict[str, str | None]] = []
+    for purpose, name, command in PACKAGES:
+        try:
+            version: str | None = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            version = None
+        rows.append({"for": purpose, "name": name, "found": version, "install": None if version else command})
+    for purpose, name in TOOLS:
+        place = shutil.which(name)
+        rows.append({"for": purpose, "name": name, "found": place, "install": None if place else "make boards"})
+    return rows
+
+
+@click.command("doctor")
+@json_option
+def command(as_json: bool) -> None:
+    """Show what edgemem finds on this machine, and the command that adds what is missing.
+
+    \b
+    edgemem doctor
+    """
+    rows = found()
+    machine = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    if as_json:
+        print_json({"machine": machine, "rows": rows})
+        return
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("for", "name", "found", "install with", title=machine)
+    for row in rows:
+        table.add_row(row["for"], row["name"], row["found"] or "–", escape(row["install"] or ""))
+    stdout().print(table)
