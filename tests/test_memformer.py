@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgemem.cells.memformer import MemoryEncoder, SlotWriter
+from edgemem.cells.memformer import DecoderLayer, MemoryEncoder, SlotWriter
 from edgemem.errors import ConfigError
 from edgemem.models import memformer as models
 from edgemem.module import scan
@@ -253,3 +253,13 @@ def test_language_model_size_and_ports() -> None:
 def test_sizes_that_cannot_work_are_refused(name: str, settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         built(name, **settings)
+
+
+def test_decoder_attends_the_whole_source_segment_at_every_place() -> None:
+    torch.manual_seed(0)
+    layer = DecoderLayer(WIDTH, HEADS, 2 * WIDTH).double()
+    x, encoded = drawn(BATCH, SEGMENT, WIDTH), drawn(BATCH, SEGMENT, WIDTH, seed=1)
+    for place in range(SEGMENT):
+        changed = encoded.clone()
+        changed[:, place] += 0.5
+        assert ((layer(x, changed, None) - layer(x, encoded, None)).abs().amax(dim=2) > 1e-9).all()
