@@ -1,0 +1,56 @@
+"""Ratios of medians from interleaved rounds: the machine's mood hits every candidate alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def interleaved(candidates: Mapping[str, Callable[[], object]], rounds: int, calls: int) -> dict[str, list[float]]:
+    """Microseconds per call of every candidate, one value per round, the candidates taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for call in candidates.values():
+        for _ in range(calls // 4 + 1):
+            call()
+    for _ in range(rounds):
+        for name, call in candidates.items():
+            begin = time.perf_counter()
+            for _ in range(calls):
+                call()
+            times[name].append((time.perf_counter() - begin) / calls * 1e6)
+    return times
+
+
+def spread(values: list[float]) -> float:
+    """Half the distance between the quartiles, as a fraction of the median."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return (high - low) / 2 / middle
+
+
+def machine() -> dict[str, str | int | None]:
+    """What the numbers were measured on."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.processor(),
+    )
+    return {"cpu": model, "cores": os.cpu_count(), "system": platform.system(), "python": platform.python_version()}
+
+
+def write(name: str, result: Mapping[str, Any]) -> Path:
+    """Store a result under bench/results, with the machine's description."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine(), **result}, indent=1, sort_keys=True) + "\n")
+    return path
