@@ -55,11 +55,12 @@ def installed_bytes(name: str) -> int:
 
 def package_bytes() -> int:
     """Bytes of edgemem's own modules and data."""
-    import edgemem
     import edgemem.devices
     import edgemem.export
     import edgemem.quant
     import edgemem.runtimes
+
+    import edgemem
 
     folders = {
         Path(str(m.__file__)).parent
@@ -76,9 +77,8 @@ def main() -> None:
         f"import edgemem with its stream: {seconds['edgemem']:.3f} s (numpy alone {seconds['numpy']:.3f} s), "
         f"median of {ROUNDS} processes"
     )
-    print(
-        f"installed: edgemem {own / 1e6:.1f} MB; with what it needs to stream {(own + sum(sizes.values())) / 1e6:.0f} MB"
-    )
+    total = own + sum(sizes.values())
+    print(f"installed: edgemem {own / 1e6:.1f} MB; with what it needs to stream {total / 1e6:.0f} MB")
     write("footprint", {"import_seconds": seconds, "bytes": {"edgemem": own, **sizes}})
 
 

@@ -24,9 +24,9 @@ ROUNDS, CALLS = 30, 500
 
 def main() -> None:
     import onnxruntime
+    from edgemem.export import export_model
 
     import edgemem
-    from edgemem.export import export_model
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "r.onnx"
@@ -47,9 +47,8 @@ def main() -> None:
         session = program._session
         times = interleaved({"run_with_iobinding": loop, "stream.step": lambda: stream.step(token)}, ROUNDS, CALLS)
     base = statistics.median(times["run_with_iobinding"])
-    print(
-        f"RWKV-4 small step {SETTINGS} | onnxruntime {onnxruntime.__version__}, 1 thread | {ROUNDS} rounds x {CALLS} steps"
-    )
+    engine = f"onnxruntime {onnxruntime.__version__}, 1 thread"
+    print(f"RWKV-4 small step {SETTINGS} | {engine} | {ROUNDS} rounds x {CALLS} steps")
     print(f"{'loop':<22}{'p50 us':>8}{'spread':>9}")
     rows = {}
     for name, values in times.items():

@@ -1,12 +1,13 @@
 """A stream's state as a small file: versioned, checksummed, tied to the model and not to the runtime.
 
 A snapshot is a safetensors file. Its tensors are `state.NAME` for every state of the contract, `pending.INPUT` for
-frames that wait for a whole chunk, and `frontend.NAME` for the audio front end. Its metadata:
+frames that wait for a whole chunk, and `frontend.NAME` for the audio front end. Its metadata has one entry, `edgemem`
+(safetensors writes several in an arbitrary order, and equal snapshots are to be equal bytes), canonical JSON of:
 
-    edgemem.snapshot   1, the version of this layout
-    fingerprint        of the model's weights and states: a snapshot of another model is refused
-    position           JSON of the stream's counters
-    sha256             of fingerprint, position and every tensor's name, dtype, shape and bytes
+    version       1, of this layout
+    fingerprint   of the model's weights and states: a snapshot of another model is refused
+    position      the stream's counters
+    sha256        of the three above and of every tensor's name, dtype, shape and bytes
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from edgemem.errors import SnapshotError
 if TYPE_CHECKING:
     from edgemem.contract import Contract
 
-VERSION = "1"
+VERSION = 1
+KEY = "edgemem"
+COUNTERS = ("taken", "given", "rows", "ended")
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -47,9 +50,9 @@ def fingerprint(contract: Contract) -> str:
     return digest([contract.model.family, contract.model.digest, states])
 
 
-def checksum(tensors: Mapping[str, Array], position: str, owner: str) -> str:
-    """SHA-256 over everything a snapshot says."""
-    total = hashlib.sha256(canonical([VERSION, owner, position]).encode())
+def checksum(tensors: Mapping[str, Array], header: Mapping[str, object]) -> str:
+    """SHA-256 over everything a snapshot says; `header` is without its own sha256."""
+    total = hashlib.sha256(canonical(header).encode())
     for name in sorted(tensors):
         array = tensors[name]
         total.update(canonical([name, str(array.dtype), list(array.shape)]).encode())
@@ -61,13 +64,8 @@ def encode(tensors: Mapping[str, Array], position: Mapping[str, int], contract: 
     """The bytes of a snapshot file."""
     from safetensors.numpy import save
 
-    counters, owner = canonical(dict(position)), fingerprint(contract)
-    metadata = {
-        "edgemem.snapshot": VERSION,
-        "fingerprint": owner,
-        "position": counters,
-        "sha256": checksum(tensors, counters, owner),
-    }
+    header = {"version": VERSION, "fingerprint": fingerprint(contract), "position": dict(position)}
+    metadata = {KEY: canonical({**header, "sha256": checksum(tensors, header)})}
     return save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}, metadata)
 
 
@@ -77,32 +75,49 @@ def decode(data: bytes, contract: Contract) -> Snapshot:
     Raises:
         SnapshotError: truncated, altered, of another version or of another model.
     """
-    tensors, metadata = parsed(data)
-    version = metadata.get("edgemem.snapshot")
-    if version != VERSION:
+    tensors, header = parsed(data)
+    if header.get("version") != VERSION:
         raise SnapshotError(
-            f"snapshot: version {VERSION} was wanted, {version!r} came; save it again with this edgemem"
+            f"snapshot: version {VERSION} was wanted, {header.get('version')!r} came; save it again with this edgemem"
         )
-    position, owner = metadata.get("position", ""), metadata.get("fingerprint", "")
-    if metadata.get("sha256") != checksum(tensors, position, owner):
+    stored = header.pop("sha256", None)
+    if stored != checksum(tensors, header):
         raise SnapshotError("snapshot: its SHA-256 does not fit its contents; it was altered, take an older copy")
+    owner = str(header.get("fingerprint"))
     if owner != fingerprint(contract):
         raise SnapshotError(
-            f"snapshot: it belongs to a model with fingerprint {owner[:12]}…, this is {contract.model.name} "
-            f"({fingerprint(contract)[:12]}…); restore it into the model that saved it"
+            f"snapshot: it belongs to a model with fingerprint {owner[:12]}…, this is "
+            f"{contract.model.name} ({fingerprint(contract)[:12]}…); restore it into the model that saved it"
         )
-    return Snapshot(tensors, {str(key): int(value) for key, value in json.loads(position).items()})
+    return Snapshot(tensors, checked_position(header.get("position")))
 
 
-def parsed(data: bytes) -> tuple[dict[str, Array], dict[str, str]]:
-    """Tensors and metadata of a safetensors file, its header read once more for the metadata."""
+def checked_position(position: object) -> dict[str, int]:
+    """The counters, all of them there and none below zero.
+
+    Raises:
+        SnapshotError: anything else.
+    """
+    if (
+        not isinstance(position, dict)
+        or set(position) != set(COUNTERS)
+        or not all(type(value) is int and 0 <= value < 1 << 62 for value in position.values())
+    ):
+        raise SnapshotError(f"snapshot: counters {list(COUNTERS)} were wanted, {str(position)[:80]} came")
+    return position
+
+
+def parsed(data: bytes) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Tensors and header of a snapshot file, nothing checked but their form."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
     try:
         tensors = load(data)
         length = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SnapshotError(f"snapshot: not a safetensors file ({error}); it is truncated or altered") from error
-    return tensors, metadata
+        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][KEY])
+        if not isinstance(header, dict):
+            raise TypeError("its header is not an object")
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise SnapshotError(f"snapshot: not a snapshot file ({error}); it is truncated or altered") from error
+    return tensors, header
