@@ -1,0 +1,217 @@
+"""Does a model file compute what its torch module computes? The same inputs, compared step by step.
+
+    weights         every parameter in the file against the digest recorded when it was exported
+    torch           the step form against the whole-sequence form, in torch
+    RUNTIME         a runtime against torch: outputs and states, from the start, from warm and from random states
+    RUNTIME reset   a stream filled with NaN and reset, against a fresh one: bit for bit
+
+The torch module is rebuilt from the contract's configuration and the file's initializers. A stage holds if and only
+if `max_abs_error` <= `tolerance`, which is 1e-5 of the largest reference value of the worst tensor, at least 1e-6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgemem.compare import Comparison
+from edgemem.errors import ConfigError, ContractError, UsageError
+from edgemem.modelfile import ModelFile, open_model
+from edgemem.program import Program, load
+from edgemem.trial import poisoned, random_inputs, trial
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgemem.reference import TorchProgram
+
+RESET_STEPS = 16  # a state left out of a reset shows at once or after it has been mixed in
+SEQUENCE_FRAMES = 256  # of the whole-sequence form
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One line of the proof. `first` names the tensor and step where the values parted, where they did."""
+
+    name: str
+    reference: str
+    steps: int
+    max_abs_error: float
+    max_rel_error: float
+    tolerance: float
+    drift_per_1000_steps: float
+    first: str | None = None
+
+    @property
+    def holds(self) -> bool:
+        return self.max_abs_error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Report:
+    """All stages of one file; `recorded` are certificates of stages that could not be run again."""
+
+    stages: tuple[Stage, ...]
+    recorded: tuple[Stage, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return all(stage.holds for stage in self.stages)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ok": self.ok,
+            "stages": [{**asdict(s), "holds": s.holds} for s in self.stages],
+            "recorded": [asdict(s) for s in self.recorded],
+        }
+
+
+def verify(
+    path: Path,
+    steps: int = 1000,
+    runtimes: Sequence[str] = ("ort",),
+    reference: Path | None = None,
+    module: nn.Module | None = None,
+    programs: Mapping[str, Program] | None = None,
+    seed: int = 0,
+    tick: Callable[[], None] = lambda: None,
+) -> Report:
+    """Run every stage of a model file; `tick` is called after every step.
+
+    The reference is `module` if one is given, else the zoo's module rebuilt from the file, else the file
+    `reference` under onnxruntime. `programs` are more candidates by name, beside those of `runtimes`.
+
+    Raises:
+        ModelFileError, ContractError: the file, or its parent, is not a model with a valid contract.
+        UsageError: `steps` below 1, or no reference to be had.
+    """
+    if steps < 1:
+        raise UsageError(f"--steps must be at least 1, got {steps}")
+    model = open_model(path)
+    candidates = {name: load(path, runtime=name) for name in runtimes} | dict(programs or {})
+    stages, base = references(model, reference, module)
+    if base is None:
+        raise UsageError(
+            f"{path} holds {model.contract.model.name!r}, which is not of the zoo: give its parent by --reference, "
+            "or call edgemem.verify.verify(path, module=...)"
+        )
+    for name, program in candidates.items():
+        stages.append(compared(name, base, program, steps, seed, tick))
+        stages.append(reset_stage(name, program))
+    recorded = [
+        Stage(c.stage, c.reference, c.steps, c.max_abs_error, c.max_rel_error, c.tolerance, 0.0)
+        for c in model.contract.parity
+    ]
+    return Report(tuple(stages), tuple(recorded))
+
+
+def references(model: ModelFile, parent: Path | None, module: nn.Module | None) -> tuple[list[Stage], Program | None]:
+    """The program to compare with, and the stages that say how far it can be trusted itself."""
+    if parent is not None:
+        return [], parent_program(model, parent)
+    from edgemem.reference import TorchProgram, rebuilt
+    from edgemem.weights import altered_tensors, stored_tensors
+
+    if module is not None:
+        program = TorchProgram(module, model.contract)
+        return [torch_stage(program)], program
+    try:
+        tensors = stored_tensors(model)
+        program = rebuilt(model, tensors)
+    except ConfigError:
+        return [], None
+    return [weights_stage(model, altered_tensors(model, tensors)), torch_stage(program)], program
+
+
+def parent_program(model: ModelFile, path: Path) -> Program:
+    """The parent file under onnxruntime, if its states and inputs are those of the model.
+
+    Raises:
+        ContractError: the parent is another model.
+    """
+    parent = load(path)
+    for field in ("inputs", "outputs"):
+        ours = [(port.name, port.shape) for port in getattr(model.contract, field)]
+        theirs = [(port.name, port.shape) for port in getattr(parent.contract, field)]
+        if ours != theirs:
+            raise ContractError(f"{path} is not the parent of {model.path}: its {field} are {theirs}, not {ours}")
+    return parent
+
+
+def weights_stage(model: ModelFile, altered: Sequence[str]) -> Stage:
+    """Counts the parameters that differ from the digests recorded at export; one is too many."""
+    count = float(len(altered))
+    first = f"{altered[0]} differs from its digest" if altered else None
+    return Stage("weights", "contract", 0, count, count, 0.0, 0.0, first)
+
+
+def torch_stage(program: TorchProgram) -> Stage:
+    """The step form of the torch module against its whole-sequence form."""
+    import torch
+
+    from edgemem.module import each, extent, scan
+
+    contract = program.contract
+    rng = np.random.default_rng(0)
+    chunks = [random_inputs(contract, rng) for _ in range(max(2, SEQUENCE_FRAMES // contract.chunk.frames))]
+    ports = [port.name for port in contract.inputs if port.role != "valid"]
+    whole = {name: torch.from_numpy(np.concatenate([c[name] for c in chunks], axis=1)) for name in ports}
+    x: Any = whole if len(ports) > 1 else whole[ports[0]]
+    frames = contract.chunk.frames_per_unit
+    with torch.no_grad():
+        stepped, _ = scan(program.module, x, sizes=[frames])
+        at_once = (
+            program.module(x) if overrides_forward(program.module) else scan(program.module, each(x, lambda u: u))[0]
+        )
+    found = Comparison()
+    for frame in range(extent(x)[1]):
+        found.add(frame, contract.outputs[0].name, at_once[:, frame].numpy(), stepped[:, frame].numpy())
+    return stage("torch", "forward", extent(x)[1] // frames, found)
+
+
+def overrides_forward(module: nn.Module) -> bool:
+    """Whether a module has a whole-sequence form of its own."""
+    from torch import nn
+
+    return type(module).forward is not nn.Module.forward and "forward" in dir(type(module))
+
+
+def compared(name: str, base: Program, program: Program, steps: int, seed: int, tick: Callable[[], None]) -> Stage:
+    """A runtime against the reference."""
+    return stage(name, base.runtime, steps, trial(base, program, steps, seed, tick))
+
+
+def reset_stage(name: str, program: Program) -> Stage:
+    """A poisoned and reset stream against a fresh one; any differing bit counts."""
+    worst, first = 0.0, None
+    for index, tensor, error in reset_errors(program):
+        if error > worst:
+            worst, first = error, first or f"{tensor} after reset, tensor {index}"
+    return Stage(f"{name} reset", "fresh stream", RESET_STEPS, worst, worst, 0.0, 0.0, first)
+
+
+def reset_errors(program: Program) -> Iterator[tuple[int, str, float]]:
+    """For every differing tensor: its place, name and largest difference (of NaN: the largest float)."""
+    for index, (name, wanted, came) in enumerate(poisoned(program, RESET_STEPS)):
+        if wanted.tobytes() == came.tobytes():
+            continue
+        difference = float(np.abs(wanted.astype(np.float64) - came.astype(np.float64)).max())
+        yield index, name, difference if np.isfinite(difference) and difference > 0 else float(np.finfo(np.float32).max)
+
+
+def stage(name: str, reference: str, steps: int, found: Comparison) -> Stage:
+    """One line of the report, from what a comparison found."""
+    return Stage(
+        name,
+        reference,
+        steps,
+        found.max_abs_error,
+        found.max_rel_error,
+        found.tolerance,
+        found.drift_per_1000_steps,
+        found.first_divergence,
+    )
