@@ -1,0 +1,102 @@
+"""How far two runs are apart: per tensor, over many steps.
+
+tolerance  = max(FLOOR, RELATIVE * max |reference|)   of one tensor over the whole run
+holds      if max |value - reference| <= tolerance for every tensor; the worst tensor speaks for the run
+drift      slope of the error over the steps, by least squares, per 1000 steps
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+RELATIVE = 1e-5  # float32 keeps 1e-7 per operation; sums of some hundred terms lose one or two digits of it
+FLOOR = 1e-6
+HUGE = float(np.finfo(np.float32).max)  # stands for a difference that is not a number
+
+
+@dataclass
+class Tensor:
+    """What is known of one tensor so far."""
+
+    max_abs_error: float = 0.0
+    max_reference: float = 0.0
+    steps: list[int] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+
+    @property
+    def tolerance(self) -> float:
+        return max(FLOOR, RELATIVE * self.max_reference)
+
+    @property
+    def excess(self) -> float:
+        """Largest error in units of what is allowed."""
+        return self.max_abs_error / self.tolerance
+
+    @property
+    def first_beyond(self) -> int | None:
+        """The first step whose error is not allowed."""
+        return next((s for s, e in zip(self.steps, self.errors, strict=True) if e > self.tolerance), None)
+
+
+class Comparison:
+    """Errors of many tensors over many steps."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+
+    def add(self, step: int, name: str, reference: Array, value: Array) -> None:
+        """Compare one tensor of one step; NaN on both sides at the same place is equal."""
+        if reference.size == 0:
+            return
+        tensor = self.tensors.setdefault(name, Tensor())
+        wanted, came = reference.astype(np.float64), value.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            difference = np.abs(came - wanted)
+        difference[(wanted == came) | (np.isnan(wanted) & np.isnan(came))] = 0.0
+        error = float(np.nan_to_num(difference, nan=HUGE, posinf=HUGE).max())
+        finite = np.abs(wanted[np.isfinite(wanted)])
+        tensor.max_abs_error = max(tensor.max_abs_error, error)
+        tensor.max_reference = max(tensor.max_reference, float(finite.max()) if finite.size else 0.0)
+        tensor.steps.append(step)
+        tensor.errors.append(error)
+
+    @property
+    def worst(self) -> tuple[str, Tensor]:
+        """The tensor with the largest error in units of what is allowed."""
+        return max(self.tensors.items(), key=lambda item: item[1].excess, default=("nothing", Tensor()))
+
+    @property
+    def holds(self) -> bool:
+        return self.worst[1].excess <= 1.0
+
+    @property
+    def max_abs_error(self) -> float:
+        return self.worst[1].max_abs_error
+
+    @property
+    def max_rel_error(self) -> float:
+        """Of the worst tensor, relative to its largest reference value."""
+        tensor = self.worst[1]
+        return tensor.max_abs_error / tensor.max_reference if tensor.max_reference else tensor.max_abs_error
+
+    @property
+    def tolerance(self) -> float:
+        return self.worst[1].tolerance
+
+    @property
+    def drift_per_1000_steps(self) -> float:
+        """Growth of the worst tensor's error; 0 with fewer than three steps."""
+        tensor = self.worst[1]
+        if len(set(tensor.steps)) < 3:
+            return 0.0
+        return float(np.polyfit(np.array(tensor.steps) / 1000.0, tensor.errors, 1)[0])
+
+    @property
+    def first_divergence(self) -> str | None:
+        """The tensor and step where the runs first parted beyond what is allowed; None where they did not."""
+        beyond = [(t.first_beyond, name) for name, t in self.tensors.items() if t.first_beyond is not None]
+        return "{1} at step {0}".format(*min(beyond, key=lambda pair: pair[0] or 0)) if beyond else None

@@ -1,0 +1,118 @@
+"""The whole way on real audio: torch -> ONNX + contract -> onnxruntime -> detections, each stage checked.
+
+export      the shipped keyword spotter
+verify      the file against torch
+stream      a sentence in noise, spoken by a voice that the spotter was not trained on
+snapshot    taken in the middle of the file and resumed in another stream: bit-identical outputs
+picture     waveform and posteriors
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgemem.errors import CheckFailed
+
+if TYPE_CHECKING:
+    from edgemem.program import Program
+    from edgemem.tasks.kws import Detection
+
+Array = np.ndarray[Any, np.dtype[Any]]
+MODEL = "kws-lmuformer"
+BLOCK_SAMPLES = 320  # 20 ms, as a sound card would deliver them
+VERIFY_STEPS = 1000
+SILENT = ("silence", "unknown")
+
+
+@dataclass(frozen=True)
+class Listening:
+    """What one pass over the audio gave: probabilities [rows, labels], their times, and the wall time."""
+
+    probabilities: Array
+    t_end: Array
+    wall_seconds: float
+
+
+def sentence() -> tuple[Array, list[dict[str, Any]]]:
+    """The shipped sentence [samples] at 16 kHz, and the words that were spoken with their times."""
+    from edgemem.audio import read_audio
+
+    folder = resources.files("edgemem.tasks") / "data"
+    with resources.as_file(folder / "demo.wav") as path:
+        sound = read_audio(path)
+    words: list[dict[str, Any]] = json.loads((folder / "demo.json").read_text())["words"]
+    return sound, words
+
+
+def listen(program: Program, sound: Array, heard: Callable[[Detection], None]) -> Listening:
+    """Stream the sound block by block; `heard` is called for each detection as it happens."""
+    from edgemem.runner import softmax
+    from edgemem.tasks.kws import Detector
+
+    stream = program.stream()
+    detector = Detector(program.contract.outputs[0].labels or ())
+    begin = time.perf_counter()
+    groups = []
+    for rows in stream_blocks(stream, sound):
+        groups.append((softmax(rows.values), rows.t_end))
+        for detection in detector.push(groups[-1][0], rows.t_end):
+            heard(detection)
+    wall = time.perf_counter() - begin
+    return Listening(np.concatenate([p for p, _ in groups]), np.concatenate([t for _, t in groups]), wall)
+
+
+def stream_blocks(stream: Any, sound: Array) -> Iterator[Any]:
+    """Push the sound in small blocks, then flush."""
+    for at in range(0, len(sound), BLOCK_SAMPLES):
+        yield stream.push_samples(sound[at : at + BLOCK_SAMPLES])
+    yield stream.flush()
+
+
+def check_snapshot(program: Program, sound: Array, path: Path) -> int:
+    """Stop in the middle of the file, go on in another stream from the snapshot; returns the snapshot's bytes.
+
+    Raises:
+        CheckFailed: an output of the resumed stream differs in any bit.
+    """
+    half = len(sound) // 2
+    whole, first, second = program.stream(), program.stream(), program.stream()
+    whole.push_samples(sound[:half])
+    wanted = whole.push_samples(sound[half:]).values
+    first.push_samples(sound[:half])
+    first.snapshot(path)
+    second.restore(path)
+    came = second.push_samples(sound[half:]).values
+    if wanted.tobytes() != came.tobytes():
+        raise CheckFailed(
+            f"the stream resumed from {path} differs by {np.abs(wanted - came).max():.2e}; report this bug"
+        )
+    return path.stat().st_size
+
+
+def picture(
+    sound: Array, rate: int, found: Listening, labels: tuple[str, ...], words: list[dict[str, Any]], path: Path
+) -> None:
+    """Waveform with the spoken words, and the posterior of every keyword, as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    wave, curves = figure.subplots(2, 1, sharex=True)
+    wave.plot(np.arange(len(sound)) / rate, sound, linewidth=0.4, color="0.4")
+    for word in words:
+        wave.axvspan(word["start"], word["end"], color="tab:blue", alpha=0.12)
+        wave.text(word["start"], 0.95, word["word"], transform=wave.get_xaxis_transform(), va="top", fontsize=8)
+    wave.set_ylabel("waveform")
+    for index, label in enumerate(labels):
+        if label not in SILENT and found.probabilities[:, index].max() > 0.3:
+            curves.plot(found.t_end, found.probabilities[:, index], label=label)
+    curves.set(xlabel="seconds", ylabel="posterior", ylim=(0, 1.02))
+    curves.legend(loc="upper right", ncols=5, fontsize=8)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
