@@ -77,7 +77,9 @@ def rebuilt(model: ModelFile, tensors: Mapping[str, Array]) -> TorchProgram:
         )
     try:
         module = spec(facts.name).build(configured(spec(facts.name), facts.config))
-        load_tensors(module, {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}, str(model.path))
+        starts = {state.start for state in model.contract.states if isinstance(state.start, str)}
+        weights = {name: torch.from_numpy(a.copy()) for name, a in tensors.items() if name not in starts}
+        load_tensors(module, weights, str(model.path))
     except (ConfigError, CheckpointError) as error:
         raise ContractError(f"contract field model: {error}") from error
     return TorchProgram(module, model.contract)

@@ -26,10 +26,8 @@ def command(as_json: bool) -> None:
 
     from edgemem.text import human_bytes
 
-    table = Table("name", "family", "parameters", "state", "chunk", "paper", "summary")
+    table = Table("name", "family", "parameters", "state", "chunk", "summary")
     for row in rows:
         state = human_bytes(row["state_bytes"])
-        table.add_row(
-            row["name"], row["family"], f"{row['parameters']:,}", state, row["chunk_unit"], row["paper"], row["summary"]
-        )
+        table.add_row(row["name"], row["family"], f"{row['parameters']:,}", state, row["chunk_unit"], row["summary"])
     stdout().print(table)

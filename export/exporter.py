@@ -1,0 +1,305 @@
+"""From a torch module to an ONNX file with a contract: checked before, written whole, proved after."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from edgemem import __version__
+from edgemem import contract as contracts
+from edgemem import module as streaming
+from edgemem.contract import Certificate, Chunk, Contract, InputFacts, Latency, ModelFacts, OutputFacts, StateFacts
+from edgemem.digests import digest
+from edgemem.errors import ExportError
+from edgemem.export import graph, preflight
+from edgemem.export.graph import Flat, Signature
+from edgemem.module import Frames
+from edgemem.program import load
+from edgemem.reference import TorchProgram
+from edgemem.state import Port, StateTensor
+from edgemem.trial import trial
+from edgemem.weights import START, tensor_digest
+
+CERTIFIED_STEPS = 256
+EXTERNAL_FROM = 2**31 - 2**20  # protobuf holds 2 GiB; weights beyond it lie beside the model file
+
+
+def export_model(
+    name: str,
+    path: str | Path,
+    settings: Mapping[str, object] | None = None,
+    *,
+    seed: int | None = None,
+    checkpoint: str | Path | None = None,
+    chunk: int = 1,
+    batch: int = 1,
+    external_from: int = EXTERNAL_FROM,
+) -> Contract:
+    """Build a model of the zoo and export it; see `to_onnx` and `edgemem.models.build_model`."""
+    from edgemem.models import build_model
+
+    module, facts = build_model(name, settings, seed, checkpoint)
+    return to_onnx(module, None, path, chunk=chunk, batch=batch, facts=facts, external_from=external_from)
+
+
+def to_onnx(
+    module: nn.Module,
+    example: Frames | None,
+    path: str | Path,
+    *,
+    chunk: int = 1,
+    batch: int = 1,
+    facts: Mapping[str, object] | None = None,
+    external_from: int = EXTERNAL_FROM,
+) -> Contract:
+    """Export a streaming module as a static step graph of `chunk` units and `batch` streams; returns its contract.
+
+    `example` is an input [batch, time, *features] as the module's `forward` would take it (a dict by name for several);
+    only its shape after the time axis and its dtype count. Modules that declare `inputs` and `outputs` need none. The
+    file is compared with the module over 256 steps before it takes its name.
+
+    Raises:
+        ExportError: what cannot be exported, named by operator and module path; nothing is written.
+    """
+    path = Path(path)
+    if chunk < 1 or batch < 1:
+        raise ExportError(f"chunk and batch must be at least 1, got chunk={chunk} and batch={batch}")
+    if streaming.floating_dtype(module) != torch.float32:
+        raise ExportError(f"the module must be float32 to be exported, it is {streaming.floating_dtype(module)}")
+    was_training = module.training
+    module.eval()
+    try:
+        return exported(module, example, path, chunk, batch, dict(facts or {}), external_from)
+    finally:
+        module.train(was_training)
+
+
+def exported(
+    module: nn.Module, example: Frames | None, path: Path, chunk: int, batch: int, facts: dict[str, Any], limit: int
+) -> Contract:
+    """The stages of `to_onnx` one after another."""
+    frames = chunk * streaming.segment_length(module)
+    states = streaming.declared_states(module)
+    inputs = input_ports(module, example)
+    needs_valid = frames > 1 or getattr(module, "look_ahead", 0) > 0
+    x = sample(inputs, batch, frames)
+    valid = torch.full((batch,), frames, dtype=torch.int64) if needs_valid else None
+    signature = Signature(inputs, output_ports(module, x, valid, states), states, needs_valid)
+    check_names(signature)
+    preflight.check_module(module, signature, x, valid)
+    arguments = (*(x.values() if isinstance(x, dict) else (x,)), *(() if valid is None else (valid,)))
+    arguments += tuple(streaming.start_state(module, batch).values())
+    program = preflight.traced(Flat(module, signature), arguments)
+    parameters = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    model = graph.step_graph(program, signature, list(parameters))
+    starts = {n: streaming.start_value(module, n, s).detach() for n, s in states.items() if isinstance(s.start, str)}
+    graph.add_starts(model, starts)
+    contract = contract_of(module, signature, model, parameters, starts, chunk, batch, facts)
+    with staging(path) as folder:
+        return certified(module, model, contract, folder / path.name, limit)
+
+
+def input_ports(module: nn.Module, example: Frames | None) -> tuple[Port, ...]:
+    """The module's declared inputs, or `x` (or the dict's names) as the example shows.
+
+    Raises:
+        ExportError: neither is there, or integers without a range.
+    """
+    declared: tuple[Port, ...] = tuple(getattr(module, "inputs", ()))
+    if declared:
+        return declared
+    if example is None:
+        raise ExportError(f"{type(module).__name__} declares no inputs; give an example [batch, time, *features]")
+    ports = []
+    for name, tensor in (example if isinstance(example, dict) else {"x": example}).items():
+        if tensor.dim() < 2:
+            raise ExportError(
+                f"example {name}: [batch, time, *features] was wanted, {list(tensor.shape)} came; add the missing axes"
+            )
+        if not tensor.is_floating_point():
+            raise ExportError(
+                f"example {name} is of integers, whose valid range nobody can guess; declare "
+                f'inputs = (Port("{name}", shape, "int64", "tokens", low=0, high=...),) on the module'
+            )
+        ports.append(Port(name, tuple(tensor.shape[2:])))
+    return tuple(ports)
+
+
+def output_ports(
+    module: nn.Module, x: Frames, valid: Tensor | None, states: Mapping[str, StateTensor]
+) -> tuple[Port, ...]:
+    """The module's declared outputs, or `y` (or the dict's names) as one chunk shows."""
+    declared: tuple[Port, ...] = tuple(getattr(module, "outputs", ()))
+    if declared or not states:
+        return declared or (Port("y", (), role="values"),)
+    try:
+        with torch.no_grad():
+            y, _ = streaming.chunk(module, x, streaming.start_state(module, streaming.extent(x)[0]), valid)
+    except Exception as error:  # whatever the user's step raises
+        raise ExportError(
+            f"{type(module).__name__}.step fails on {preflight.shapes(x)}: {graph.first_cause(error)}"
+        ) from error
+    rows = y if isinstance(y, dict) else {"y": y}
+    return tuple(
+        Port(name, tuple(u.shape[2:]), str(u.dtype).removeprefix("torch."), "values") for name, u in rows.items()
+    )
+
+
+def check_names(signature: Signature) -> None:
+    """Refuse two tensors of one name."""
+    names = [*signature.input_names, *signature.output_names]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ExportError(f"the graph would have two tensors called {twice[0]}; rename an input, output or state")
+
+
+def sample(ports: tuple[Port, ...], batch: int, frames: int) -> Frames:
+    """One chunk of legal inputs, seeded: normal features, uniform integers."""
+    draw = torch.Generator().manual_seed(0)
+    chunk = {}
+    for port in ports:
+        shape = (batch, frames, *port.shape)
+        if port.dtype.startswith("float"):
+            chunk[port.name] = torch.randn(shape, generator=draw)
+        elif port.low is None or port.high is None:
+            raise ExportError(f"input {port.name} is of integers without a range; declare low and high on its Port")
+        else:
+            kind = getattr(torch, port.dtype)
+            chunk[port.name] = torch.randint(port.low, port.high + 1, shape, generator=draw, dtype=kind)
+    return chunk if len(ports) > 1 else chunk[ports[0].name]
+
+
+def contract_of(
+    module: nn.Module,
+    signature: Signature,
+    model: ir.Model,
+    parameters: Mapping[str, Tensor],
+    starts: Mapping[str, Tensor],
+    chunk: int,
+    batch: int,
+    facts: dict[str, Any],
+) -> Contract:
+    """The contract of the graph, its certificate still missing."""
+    present = {name.removesuffix(".T") for name in model.graph.initializers}
+    tensors = {name: tensor_digest(p.numpy()) for name, p in parameters.items() if name in present}
+    tensors |= {name + START: tensor_digest(start.numpy()) for name, start in starts.items()}
+    length = streaming.segment_length(module)
+    seconds, ahead = getattr(module, "seconds_per_frame", None), int(getattr(module, "look_ahead", 0))
+    frames = chunk * length
+    inputs = [input_facts(port, batch, frames) for port in signature.inputs]
+    if signature.valid:
+        inputs.append(InputFacts(name="valid", shape=(batch,), dtype="int64", role="valid", range=(0, frames)))
+    return Contract(
+        version=1,
+        model=ModelFacts(
+            family=str(facts.get("family", "user")),
+            name=str(facts.get("name", type(module).__name__)),
+            config=facts.get("config", {}),
+            parameters=sum(parameter.numel() for parameter in module.parameters()),
+            digest=digest(tensors),
+            tensors=tensors,
+            source=facts.get("source", {"kind": "module"}),
+        ),
+        chunk=Chunk(
+            axis=1,
+            size=chunk,
+            unit=getattr(module, "unit", "frame"),
+            frames_per_unit=length,
+            seconds_per_unit=None if seconds is None else seconds * length,
+        ),
+        inputs=tuple(inputs),
+        outputs=tuple(
+            OutputFacts(name=p.name, shape=(batch, frames, *p.shape), dtype=p.dtype, role=p.role, labels=p.labels)
+            for p in signature.outputs
+        ),
+        states=tuple(state_facts(name, state, batch) for name, state in signature.states.items()),
+        latency=Latency(look_ahead=ahead, warm_up=ahead, unit="frame"),
+        quant={"scheme": "none"},
+        parity=(),
+    )
+
+
+def input_facts(port: Port, batch: int, frames: int) -> InputFacts:
+    """One input as the contract has it."""
+    return InputFacts(
+        name=port.name,
+        shape=(batch, frames, *port.shape),
+        dtype=port.dtype,
+        role=port.role,
+        range=None if port.low is None or port.high is None else (port.low, port.high),
+        frontend=port.frontend,
+        encoding=port.encoding,
+    )
+
+
+def state_facts(name: str, state: StateTensor, batch: int) -> StateFacts:
+    """One state as the contract has it."""
+    return StateFacts(
+        name=name,
+        shape=(batch, *state.shape),
+        dtype=state.dtype,
+        start=name + START if isinstance(state.start, str) else float(state.start),
+        role=state.role,
+        range=(float(state.low), float(state.high)),
+        quant={"policy": "f32", "wide": state.wide},
+    )
+
+
+@contextmanager
+def staging(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`; what lies in it at the end moves to its place, data before the model."""
+    if path.is_dir():
+        raise ExportError(f"{path} is a folder; give the name of the ONNX file to write")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield folder
+        for file in sorted(folder.iterdir(), key=lambda f: f.name == path.name):
+            file.replace(path.parent / file.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def certified(module: nn.Module, model: ir.Model, contract: Contract, path: Path, limit: int) -> Contract:
+    """Write the file, compare it with the module in onnxruntime, and write it again with the certificate.
+
+    Raises:
+        ExportError: the file differs from the module; the first diverging tensor is named.
+    """
+    save(model, contract, path, limit)
+    onnx.checker.check_model(str(path), full_check=True)
+    found = trial(TorchProgram(module, contract), load(path), CERTIFIED_STEPS)
+    if not found.holds:
+        raise ExportError(
+            f"the ONNX graph differs from torch by {found.max_abs_error:.2e}, {found.tolerance:.2e} is allowed; "
+            f"first at {found.first_divergence}: the step may depend on something that is not its input or state"
+        )
+    certificate = Certificate(
+        stage="onnx",
+        reference="torch",
+        steps=CERTIFIED_STEPS,
+        max_abs_error=found.max_abs_error,
+        max_rel_error=found.max_rel_error,
+        tolerance=found.tolerance,
+        versions={"edgemem": __version__, **{n: metadata.version(n) for n in ("torch", "onnx", "onnxruntime")}},
+    )
+    contract = contract.model_copy(update={"parity": (certificate,)})
+    save(model, contract, path, limit)
+    return contract
+
+
+def save(model: ir.Model, contract: Contract, path: Path, limit: int) -> None:
+    """Write the model with its contract; weights of `limit` bytes or more lie in `NAME.data` beside it."""
+    model.metadata_props[contracts.KEY] = contracts.encode(contract)
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    ir.save(model, path, external_data=f"{path.name}.data" if weights >= limit else None)

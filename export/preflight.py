@@ -1,0 +1,197 @@
+"""What cannot become a step graph, found before anything is written, and named by operator and module path."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgemem import module as streaming
+from edgemem.errors import ExportError
+from edgemem.export.graph import PREFIX, Flat, Signature, first_cause, quiet
+from edgemem.module import Frames, State, each, extent
+
+# Prefixes of torch operators that a static graph of real numbers cannot hold, and what to write instead.
+REMEDIES = {
+    "fft_": "write the step in the time domain, and keep the FFT in `forward`",
+    "view_as_complex": "carry real and imaginary parts as two tensors",
+    "complex": "carry real and imaginary parts as two tensors",
+    "polar": "carry real and imaginary parts as two tensors",
+    "rand": "pass the random numbers in as an input",
+    "bernoulli": "pass the random numbers in as an input",
+    "multinomial": "return the logits and sample outside the model",
+    "nonzero": "use torch.where with a mask of fixed shape",
+    "masked_select": "use torch.where with a mask of fixed shape",
+    "unique": "use a mask of fixed shape",
+    "while_loop": "unroll the loop over a fixed number of turns",
+    "scan": "unroll the loop over a fixed number of turns",
+    "cond": "compute both branches and choose by torch.where",
+    "bincount": "use a one-hot matrix product of fixed shape",
+}
+CAUSAL_TOLERANCE = 1e-4  # of the largest output: products of another shape round differently, leaks are far larger
+
+
+def check_module(module: nn.Module, signature: Signature, x: Frames, valid: Tensor | None) -> None:
+    """Run one step as it is and see whether it keeps the rules of a streaming module.
+
+    Raises:
+        ExportError: no state or step, a state kept in an attribute, states or outputs that differ from what is
+            declared, an output that depends on the future.
+    """
+    if not hasattr(module, "step") and not hasattr(module, "chunk"):
+        raise ExportError(
+            f"{type(module).__name__} has no step(x, state); write one that returns the output and the new state"
+        )
+    if not signature.states:
+        hint = attribute_hint(module)
+        raise ExportError(
+            f"{type(module).__name__} declares no state{hint}; give it "
+            "state = (StateTensor(name, shape), ...) and take and return the values in step"
+        )
+    state = streaming.start_state(module, extent(x)[0])
+    before = dict(tensors_inside(module))
+    try:
+        with torch.no_grad():
+            y, after = streaming.chunk(module, x, state, valid)
+    except (RuntimeError, TypeError, KeyError, ValueError, IndexError, AttributeError) as error:
+        raise ExportError(f"{type(module).__name__} fails on one chunk {shapes(x)}: {first_cause(error)}") from error
+    check_attributes(module, before)
+    check_states(signature, state, after)
+    check_outputs(signature, y, x)
+    check_causality(module, signature, x, state)
+
+
+def tensors_inside(module: nn.Module) -> Iterator[tuple[str, tuple[int, bytes]]]:
+    """Every tensor that a module or a part holds, by dotted name, with what tells whether it changed."""
+    for path, child in module.named_modules():
+        for name, value in (*vars(child).items(), *child._buffers.items()):
+            if isinstance(value, Tensor):
+                yield f"{path}.{name}" if path else name, (id(value), value.detach().cpu().numpy().tobytes())
+
+
+def attribute_hint(module: nn.Module) -> str:
+    """Which attributes look like a state that was forgotten to be declared."""
+    names = [name for name, _ in tensors_inside(module)]
+    return f" (it holds {', '.join(names[:3])} as attributes)" if names else ""
+
+
+def check_attributes(module: nn.Module, before: dict[str, tuple[int, bytes]]) -> None:
+    """Refuse a module that changed a tensor of its own during a step."""
+    after = dict(tensors_inside(module))
+    changed = sorted(name for name in after if after[name] != before.get(name))
+    if changed:
+        raise ExportError(
+            f"{changed[0]} of {type(module).__name__} changed during a step: state in an attribute is frozen by "
+            "an export; declare it as a StateTensor, and take and return its value in step"
+        )
+
+
+def check_states(signature: Signature, before: State, after: State) -> None:
+    """Refuse new states that are not those that were declared."""
+    odd = sorted(set(before) ^ set(after))
+    if odd:
+        raise ExportError(
+            f"state {odd[0]} is {'declared but not returned' if odd[0] in before else 'returned but not declared'}; "
+            "a step returns exactly the states that its module declares"
+        )
+    for name, tensor in before.items():
+        if after[name].shape != tensor.shape or after[name].dtype != tensor.dtype:
+            raise ExportError(
+                f"state {name}: {tensor.dtype}{list(tensor.shape)} goes in, "
+                f"{after[name].dtype}{list(after[name].shape)} comes out; a state keeps its shape and dtype"
+            )
+
+
+def check_outputs(signature: Signature, y: Any, x: Frames) -> None:
+    """Refuse outputs without a time axis, or others than the declared ones."""
+    rows = y if isinstance(y, dict) else {signature.outputs[0].name: y}
+    batch, time = extent(x)
+    for port in signature.outputs:
+        if port.name not in rows:
+            raise ExportError(f"output {port.name} is declared but not returned; the step returns {sorted(rows)}")
+        wanted = (batch, time, *port.shape)
+        if tuple(rows[port.name].shape) != wanted:
+            raise ExportError(
+                f"output {port.name}: {list(wanted)} was declared, {list(rows[port.name].shape)} came; "
+                "a step gives one row for each frame that it takes"
+            )
+        if str(rows[port.name].dtype) != f"torch.{port.dtype}":
+            raise ExportError(f"output {port.name}: {port.dtype} was declared, {rows[port.name].dtype} came")
+
+
+def check_causality(module: nn.Module, signature: Signature, x: Frames, state: State) -> None:
+    """Change the last frame (segment) of a longer input and look for a change in the outputs before it.
+
+    Outputs of frame t may depend on the input up to t + look_ahead, and in segment models that say `causal = False` up
+    to the end of the segment.
+    """
+    length = streaming.segment_length(module)
+    time = 4 if length == 1 else 2 * length
+    changed_from = time - (1 if getattr(module, "causal", True) and length == 1 else length)
+    longer = each(x, lambda u: u.repeat(1, math.ceil(time / u.shape[1]), *[1] * (u.dim() - 2))[:, :time])
+    other = each(longer, lambda u: changed(u, changed_from))
+    with torch.no_grad():
+        first, _ = streaming.chunk(module, longer, state)
+        second, _ = streaming.chunk(module, other, state)
+    for port in signature.outputs:
+        a, b = (y[port.name] if isinstance(y, dict) else y for y in (first, second))
+        scale = float(a.abs().max()) or 1.0
+        # look-ahead models emit late, so their rows before the change may not move either
+        error = float((a[:, :changed_from] - b[:, :changed_from]).abs().max())
+        if error > CAUSAL_TOLERANCE * scale:
+            raise ExportError(
+                f"output {port.name} of a frame changes by {error:.1e} with the input {time - changed_from} frames "
+                "after it; a stream has not seen that yet: mask it, or declare look_ahead"
+            )
+
+
+def changed(u: Tensor, start: int) -> Tensor:
+    """u with other legal values from frame `start` on."""
+    other = 1 - u.clamp(0, 1) if not u.is_floating_point() else -u + 0.5
+    return torch.cat([u[:, :start], other[:, start:].to(u.dtype)], dim=1)
+
+
+def shapes(x: Frames) -> str:
+    """Shapes of the inputs, for messages."""
+    return str({name: list(u.shape) for name, u in x.items()} if isinstance(x, dict) else list(x.shape))
+
+
+def traced(flat: Flat, arguments: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    """The module as torch's exported program, its operators checked.
+
+    Raises:
+        ExportError: shapes or control flow that depend on data, or an operator of `REMEDIES`.
+    """
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.export.export(flat, arguments, strict=False)
+    except Exception as error:  # torch.export has many private error classes
+        raise ExportError(
+            f"{type(flat.module).__name__} depends on its data in a way that a static graph cannot: "
+            f"{first_cause(error)}; replace `if` and `.item()` on tensors by torch.where, and keep shapes fixed"
+        ) from error
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            check_operator(node)
+    return program
+
+
+def check_operator(node: torch.fx.Node) -> None:
+    """Refuse one operator of an exported program by name and module path."""
+    operator = str(getattr(node.target, "__name__", node.target)).partition(".")[0]
+    value = node.meta.get("val")
+    is_complex = isinstance(value, Tensor) and value.is_complex()
+    for prefix, remedy in REMEDIES.items():
+        if operator.startswith(prefix) or (is_complex and prefix == "complex"):
+            raise ExportError(f"{module_path(node)}: operator {node.target} cannot be in a step graph; {remedy}")
+
+
+def module_path(node: torch.fx.Node) -> str:
+    """Dotted name of the innermost module that called an operator."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [str(path) for path, _ in stack.values()]
+    name = paths[-1].removeprefix("L['self'].").removeprefix(PREFIX) if paths else ""
+    return name if name and name != "module" else "the module itself"
