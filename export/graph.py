@@ -29,6 +29,7 @@ from edgemem.weights import START, TRANSPOSED
 
 OPSET = 20
 FOLDING_ROUNDS = 2  # a rewrite can leave one more constant to fold
+FOLDED_ELEMENTS = 1 << 22  # larger constants than this are left as the module computes them
 PREFIX = "module."  # what the wrapper below puts before every parameter's name
 # Control flow, sequences and randomness have no place in a static step graph.
 REFUSED = frozenset(
@@ -132,7 +133,13 @@ def simplify(model: ir.Model, kept: set[str]) -> None:
     """Inline, fold and rewrite; onnxscript's own optimizer also merges equal parameters, which would lose names."""
     common.InlinePass()(model)
     for _ in range(FOLDING_ROUNDS):
-        optimizer.fold_constants(model, onnx_shape_inference=True, should_fold=lambda node: folds(node, kept))
+        optimizer.fold_constants(
+            model,
+            onnx_shape_inference=True,
+            input_size_limit=FOLDED_ELEMENTS,
+            output_size_limit=FOLDED_ELEMENTS,
+            should_fold=lambda node: folds(node, kept),
+        )
         rewriter.rewrite(model)
         common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedFunctionsPass()(model)

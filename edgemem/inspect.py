@@ -1,0 +1,98 @@
+"""What a model file says about itself, and what one step of it costs.
+
+`macs_per_step` counts the multiply-accumulates of matrix products and convolutions (MatMul, Gemm, Conv and their
+integer forms); elementwise operators, normalisations and lookups are not counted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgemem import contract as contracts
+from edgemem.modelfile import ModelFile, open_model
+from edgemem.onnxfile import BITS, Node
+from edgemem.text import human_bytes
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+PRODUCTS = {"MatMul", "MatMulInteger", "QLinearMatMul", "Gemm"}
+CONVOLUTIONS = {"Conv", "ConvInteger", "QLinearConv"}
+
+
+def facts(path: str | Path) -> dict[str, Any]:
+    """The contract and the costs of a model file, as JSON-able data.
+
+    Raises:
+        ModelFileError, ContractError: not a whole ONNX file, or its contract does not hold.
+    """
+    model = open_model(path)
+    return {
+        "file": str(path),
+        "file_bytes": model.onnx.file_bytes,
+        "opset": model.onnx.opset,
+        "weight_bytes": model.onnx.weight_bytes,
+        "state_bytes": state_bytes(model),
+        "macs_per_step": macs_per_step(model),
+        "operators": dict(sorted(Counter(node.op_type for node in model.onnx.nodes).items())),
+        "contract": json.loads(model.onnx.metadata[contracts.KEY]),
+    }
+
+
+def state_bytes(model: ModelFile) -> int:
+    """Bytes of the states of one step's streams, all `batch` of them."""
+    return sum(math.prod(state.shape) * BITS[state.dtype] // 8 for state in model.contract.states)
+
+
+def macs_per_step(model: ModelFile) -> int:
+    """Multiply-accumulates of one step; a product whose shapes the file does not tell counts as 0."""
+    shapes = {name: kind.shape for name, kind in (*model.onnx.values.items(), *model.onnx.outputs.items())}
+    shapes |= {name: kind.shape for name, kind in model.onnx.inputs.items()}
+    shapes |= {name: constant.shape for name, constant in model.onnx.initializers.items()}
+    return sum(macs(node, shapes) for node in model.onnx.nodes)
+
+
+def macs(node: Node, shapes: dict[str, tuple[int, ...]]) -> int:
+    """Output elements times the length of the sums that make them."""
+    if node.op_type not in PRODUCTS | CONVOLUTIONS:
+        return 0
+    quantized = node.op_type.startswith("QLinear")  # left, its scale and zero point, then right
+    left, right = (shapes.get(name, ()) for name in (node.inputs[0], node.inputs[3 if quantized else 1]))
+    output = shapes.get(node.outputs[0], ())
+    if not left or not right or min(left + right + output) < 0:
+        return 0
+    if node.op_type in CONVOLUTIONS:
+        return math.prod(output) * math.prod(right[1:])
+    transposed = node.op_type == "Gemm" and node.attributes.get("transA")
+    return math.prod(output) * left[0 if transposed else -1]
+
+
+def render(found: dict[str, Any]) -> RenderableType:
+    """The facts for people: a summary, then inputs, outputs and states."""
+    from rich.console import Group
+    from rich.table import Table
+
+    contract = found["contract"]
+    model, chunk, latency = contract["model"], contract["chunk"], contract["latency"]
+    seconds = chunk["seconds_per_unit"]
+    summary = Table(show_header=False, box=None)
+    summary.add_row("model", f"{model['name']} ({model['family']}), {model['parameters']:,} parameters")
+    summary.add_row("weights", human_bytes(found["weight_bytes"]))
+    summary.add_row("state", human_bytes(found["state_bytes"]))
+    step = f"{chunk['size']} {chunk['unit']}" + (f", {chunk['size'] * seconds * 1000:g} ms" if seconds else "")
+    summary.add_row("step", f"{step}; {found['macs_per_step']:,} multiply-accumulates")
+    summary.add_row("look-ahead", f"{latency['look_ahead']} {latency['unit']}s")
+    summary.add_row("quantization", str(contract["quant"].get("scheme", "none")))
+    for proof in contract["parity"]:
+        error = f"{proof['max_abs_error']:.1e} of {proof['tolerance']:.1e} allowed"
+        summary.add_row("proof", f"{proof['stage']} = {proof['reference']} over {proof['steps']} steps: {error}")
+    tensors = Table("", "name", "dtype", "shape", "role", "start / range")
+    for kind in ("inputs", "outputs", "states"):
+        for row in contract[kind]:
+            note = row["start"] if kind == "states" else row.get("range") or ""
+            tensors.add_row(kind[:-1], row["name"], row["dtype"], str(row["shape"]), row["role"], str(note))
+    return Group(summary, tensors)
