@@ -1,0 +1,22 @@
+"""Model files that several tests read: small, exported once per run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SMALL_LMU = {"layers": 1, "width": 8, "order": 4, "features": 3, "outputs": 2}
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `lmu.onnx`, `lmu4.onnx` (chunks of 4), `lm.onnx` (a byte language model) and `k.onnx`."""
+    from edgemem.export import export_model
+
+    folder = tmp_path_factory.mktemp("models")
+    export_model("lmu", folder / "lmu.onnx", SMALL_LMU, seed=1)
+    export_model("lmu", folder / "lmu4.onnx", SMALL_LMU, seed=1, chunk=4)
+    export_model("lm-rwkv4", folder / "lm.onnx", {"layers": 1, "width": 16}, seed=1)
+    export_model("kws-lmuformer", folder / "k.onnx")
+    return folder
