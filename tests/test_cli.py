@@ -1,0 +1,223 @@
+"""The commands as a user runs them: results, exit codes, one-paragraph errors, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from edgemem import modelfile, onnxfile
+from edgemem.cli.main import COMMANDS
+
+EDGEMEM = [sys.executable, "-c", "from edgemem.cli.main import main; main()"]
+ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+
+
+def run(*arguments: object, stdin: bytes = b"", code: int = 0, cwd: Path | None = None) -> tuple[str, str]:
+    """stdout and stderr of a command that must leave with `code` and without a traceback."""
+    done = subprocess.run(
+        [*EDGEMEM, *map(str, arguments)], input=stdin, capture_output=True, cwd=cwd, env=ENVIRONMENT, timeout=120
+    )
+    out, err = done.stdout.decode(), done.stderr.decode()
+    assert done.returncode == code, err or out
+    assert "Traceback" not in err + out
+    return out, err
+
+
+def lines(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    out, _ = run(command, "--help")
+    assert f"edgemem {command}" in out.partition("Usage:")[2].partition("\n")[2]
+
+
+def test_models_lists_what_scripts_rely_on() -> None:
+    rows = json.loads(run("models", "--json")[0])
+    names = {row["name"] for row in rows}
+    assert {"rwkv4", "kws-lmuformer", "lm-rwkv4", "lm-memformer", "asr-folding"} <= names
+    for row in rows:
+        assert {"name", "family", "paper", "parameters", "state_bytes", "chunk_unit"} <= set(row)
+        assert row["parameters"] > 0 and row["state_bytes"] > 0
+    spotter = next(row for row in rows if row["name"] == "kws-lmuformer")
+    assert spotter["parameters"] <= 150_000
+
+
+def test_export_inspect_and_verify_agree(tmp_path: Path) -> None:
+    file = tmp_path / "r.onnx"
+    run("export", "rwkv4", "--set", "layers=2", "--set", "width=64", "--set", "vocab=64", "-o", file)
+    facts = json.loads(run("inspect", file, "--json")[0])
+    assert facts["weight_bytes"] == onnxfile.read(file).weight_bytes
+    assert facts["state_bytes"] == 2 * 5 * 64 * 4  # two layers of five vectors
+    products = 2 * (4 + 4 + 1 + 4) * 64 * 64 + 64 * 64  # time mixing, channel mixing, head
+    assert facts["macs_per_step"] == products
+    assert facts["contract"]["model"]["config"] == {"layers": 2, "width": 64, "vocab": 64, "ffn": 0, "tied": False}
+    report = json.loads(run("verify", file, "--steps", 300, "--json")[0])
+    assert report["ok"] is True
+    for stage in report["stages"]:
+        assert {
+            "name",
+            "reference",
+            "steps",
+            "max_abs_error",
+            "max_rel_error",
+            "tolerance",
+            "drift_per_1000_steps",
+        } <= set(stage)
+        assert stage["max_abs_error"] <= stage["tolerance"]
+    assert "rwkv4" in run("inspect", file)[0]
+
+
+def test_a_spotter_hears_a_file_and_raw_samples(models: Path, tmp_path: Path) -> None:
+    sound = (np.random.default_rng(0).normal(size=16000) * 3000).astype(np.int16)
+    soundfile.write(tmp_path / "x.wav", sound, 16000)
+    rows = lines(run("run", models / "k.onnx", "--input", tmp_path / "x.wav", "--json")[0])
+    assert rows and all({"t_start", "t_end", "label", "score"} == set(row) for row in rows)
+    assert rows[0]["t_start"] == 0.0 and all(row["t_start"] < row["t_end"] <= 1.0 for row in rows)
+    assert lines(run("run", models / "k.onnx", "--input", "-", "--json", stdin=sound.tobytes())[0]) == rows
+    every = lines(run("run", models / "k.onnx", "--input", tmp_path / "x.wav", "--json", "--rows")[0])
+    assert len(every) == 49  # 98 windows of 25 ms in a second, two to a row
+    run("run", models / "k.onnx", "--input", tmp_path / "x.wav")
+
+
+def test_stereo_and_other_rates_are_converted(models: Path, tmp_path: Path) -> None:
+    sound = np.random.default_rng(0).normal(size=(8000, 2)) * 0.1
+    soundfile.write(tmp_path / "x.flac", sound, 8000)
+    assert lines(run("run", models / "k.onnx", "--input", tmp_path / "x.flac", "--json")[0])
+
+
+def test_a_language_model_writes_and_is_seeded(models: Path) -> None:
+    arguments = ("run", models / "lm.onnx", "--text", "def ", "--generate", 20, "--temperature", 1.0, "--top-k", 9)
+    first, second = run(*arguments, "--seed", 1), run(*arguments, "--seed", 1)
+    assert first == second and first[0].startswith("def ")
+    assert run(*arguments, "--seed", 2) != first
+    greedy = lines(run("run", models / "lm.onnx", "--text", "def ", "--generate", 5, "--json")[0])
+    assert len(greedy) == 5 and all(set(row) == {"token", "text"} for row in greedy)
+
+
+def test_a_state_file_carries_a_text_on(models: Path, tmp_path: Path) -> None:
+    state = tmp_path / "s.safetensors"
+    whole = lines(run("run", models / "lm.onnx", "--text", "abcdef", "--json", "--rows")[0])
+    parts = []
+    for text in ("abc", "def"):
+        parts += lines(run("run", models / "lm.onnx", "--text", text, "--json", "--rows", "--state", state)[0])
+    assert [row["values"] for row in parts] == [row["values"] for row in whole]
+    assert [row["t_start"] for row in parts] == list(range(6))
+
+
+def test_arrays_and_token_numbers_stream(models: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((7, 3), np.float32))
+    rows = lines(run("run", models / "lmu.onnx", "--input", tmp_path / "x.npy", "--json")[0])
+    chunked = lines(run("run", models / "lmu4.onnx", "--input", tmp_path / "x.npy", "--json")[0])
+    np.testing.assert_allclose([r["values"] for r in rows], [r["values"] for r in chunked], rtol=1e-4, atol=1e-5)
+    out, _ = run("run", models / "lm.onnx", "--input", "-", "--json", stdin=b"hello")
+    assert [row["token"] for row in lines(out)] == list(b"ello")
+
+
+BAD = {
+    "missing": (b"", "nowhere.onnx", "does not exist"),
+    "text": (b"hello, this is not a model", "m.onnx", "not a whole ONNX file"),
+    "empty": (b"", "m.onnx", "not a whole ONNX file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_model_file_is_one_paragraph_and_exit_2(name: str, tmp_path: Path) -> None:
+    content, file, message = BAD[name]
+    if file == "m.onnx":
+        (tmp_path / file).write_bytes(content)
+    for command in (("inspect",), ("verify",), ("run", "--text", "x")):
+        _, err = run(command[0], tmp_path / file, *command[1:], code=2)
+        assert message in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_truncated_or_bare_or_newer_model_is_refused(models: Path, tmp_path: Path) -> None:
+    data = (models / "lmu.onnx").read_bytes()
+    (tmp_path / "t.onnx").write_bytes(data[: len(data) // 2])
+    assert "not a whole ONNX file" in run("inspect", tmp_path / "t.onnx", code=2)[1]
+    import onnx
+
+    model = onnx.load(models / "lmu.onnx")
+    text = model.metadata_props[0].value
+    model.metadata_props[0].value = text.replace('"version":1', '"version":2')
+    onnx.save(model, tmp_path / "n.onnx")
+    assert "version: 2 is newer" in run("inspect", tmp_path / "n.onnx", code=2)[1]
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "b.onnx")
+    assert "without a contract" in run("inspect", tmp_path / "b.onnx", code=2)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("export", "rwkv", "-o", "x.onnx"), "unknown model 'rwkv', did you mean 'rwkv4'?"),
+        (("export", "rwkv4", "--set", "layer=2", "-o", "x.onnx"), "no setting 'layer', did you mean 'layers'?"),
+        (("export", "rwkv4", "--set", "layers=two", "-o", "x.onnx"), "layers must be a whole number, got 'two'"),
+        (("export", "rwkv4", "--set", "layers=0", "-o", "x.onnx"), "layers must be at least 1, got 0"),
+        (("export", "rwkv4", "--set", "layers", "-o", "x.onnx"), "--set needs KEY=VALUE, got 'layers'"),
+        (("export", "rwkv4", "--checkpoint", "none.pth", "-o", "x.onnx"), "none.pth does not exist"),
+        (("exprt",), "did you mean 'export'?"),
+    ],
+)
+def test_a_wrong_word_is_named_with_the_nearest(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    _, err = run(*arguments, code=2, cwd=tmp_path)
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_sound_is_named(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.wav").write_bytes(b"RIFF no sound at all")
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
+    for name in ("x.wav", "empty.wav", "none.wav"):
+        _, err = run("run", models / "k.onnx", "--input", tmp_path / name, code=2)
+        assert name in err
+
+
+def test_tokens_out_of_range_and_wrong_shapes_exit_2(models: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "t.npy", np.array([3, 900]))
+    assert "0 to 255 were wanted, 900 came" in run("run", models / "lm.onnx", "--input", tmp_path / "t.npy", code=2)[1]
+    np.save(tmp_path / "f.npy", np.ones((4, 9), np.float32))
+    assert "was wanted" in run("run", models / "lmu.onnx", "--input", tmp_path / "f.npy", code=2)[1]
+    np.save(tmp_path / "o.npy", np.array([{"a": 1}]), allow_pickle=True)
+    assert "not a readable .npy" in run("run", models / "lmu.onnx", "--input", tmp_path / "o.npy", code=2)[1]
+
+
+def test_a_failed_check_exits_1_and_prints_json(models: Path, tmp_path: Path) -> None:
+    model = modelfile.open_model(models / "lmu.onnx")
+    name = next(n for n in model.contract.model.tensors if n.endswith("bias"))
+    data = bytearray((models / "lmu.onnx").read_bytes())
+    place = data.find(bytes(model.onnx.initializers[name].data))
+    data[place : place + 4] = np.float32(9.0).tobytes()
+    (tmp_path / "w.onnx").write_bytes(data)
+    out, err = run("verify", tmp_path / "w.onnx", "--steps", 8, "--json", code=1)
+    assert json.loads(out)["ok"] is False and name in err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_ctrl_c_stops_cleanly_with_130(models: Path, tmp_path: Path) -> None:
+    state = tmp_path / "s.safetensors"
+    command = [*EDGEMEM, "run", str(models / "k.onnx"), "--input", "-", "--json", "--rows", "--state", str(state)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
+    )
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(np.zeros(16000, np.int16).tobytes())
+    process.stdin.flush()
+    process.stdout.readline()  # it streams by now
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"Traceback" not in err and b"stopped" in err
+    assert list(tmp_path.iterdir()) == []
