@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A deadline would be a timed assertion: the first example of a test often pays for imports.
+settings.register_profile("edgemem", deadline=None)
+settings.load_profile("edgemem")
 
 SMALL_LMU = {"layers": 1, "width": 8, "order": 4, "features": 3, "outputs": 2}
 
