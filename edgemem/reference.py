@@ -26,7 +26,7 @@ class TorchState(StateBlock):
         self.tensors = streaming.start_state(module, batch)
 
     def get(self) -> dict[str, Array]:
-        return {name: tensor.numpy().copy() for name, tensor in self.tensors.items()}
+        return {name: tensor.detach().numpy().copy() for name, tensor in self.tensors.items()}
 
     def set(self, values: Mapping[str, Array]) -> None:
         self.tensors = {name: torch.from_numpy(values[name].copy()) for name in self.tensors}

@@ -90,16 +90,18 @@ def exported(
     """The stages of `to_onnx` one after another."""
     frames = chunk * streaming.segment_length(module)
     states = streaming.declared_states(module)
+    preflight.check_declared(module, states)
     inputs = input_ports(module, example)
     needs_valid = frames > 1 or getattr(module, "look_ahead", 0) > 0
     x = sample(inputs, batch, frames)
     valid = torch.full((batch,), frames, dtype=torch.int64) if needs_valid else None
-    signature = Signature(inputs, output_ports(module, x, valid, states), states, needs_valid)
+    signature = Signature(inputs, output_ports(module, x, valid), states, needs_valid)
     check_names(signature)
     preflight.check_module(module, signature, x, valid)
     arguments = (*(x.values() if isinstance(x, dict) else (x,)), *(() if valid is None else (valid,)))
     arguments += tuple(streaming.start_state(module, batch).values())
     program = preflight.traced(Flat(module, signature), arguments)
+    preflight.check_causality(module, signature, x)
     parameters = {name: tensor.detach() for name, tensor in module.state_dict().items()}
     model = graph.step_graph(program, signature, list(parameters))
     starts = {n: streaming.start_value(module, n, s).detach() for n, s in states.items() if isinstance(s.start, str)}
@@ -135,13 +137,11 @@ def input_ports(module: nn.Module, example: Frames | None) -> tuple[Port, ...]:
     return tuple(ports)
 
 
-def output_ports(
-    module: nn.Module, x: Frames, valid: Tensor | None, states: Mapping[str, StateTensor]
-) -> tuple[Port, ...]:
+def output_ports(module: nn.Module, x: Frames, valid: Tensor | None) -> tuple[Port, ...]:
     """The module's declared outputs, or `y` (or the dict's names) as one chunk shows."""
     declared: tuple[Port, ...] = tuple(getattr(module, "outputs", ()))
-    if declared or not states:
-        return declared or (Port("y", (), role="values"),)
+    if declared:
+        return declared
     try:
         with torch.no_grad():
             y, _ = streaming.chunk(module, x, streaming.start_state(module, streaming.extent(x)[0]), valid)

@@ -87,7 +87,9 @@ class Flat(nn.Module):
         y, after = streaming.chunk(self.module, x, state, valid)
         rows = y if isinstance(y, dict) else {self.signature.outputs[0].name: y}
         outputs = [rows[port.name] for port in self.signature.outputs]
-        return (*outputs, *(after[name] for name in self.signature.states))
+        results = (*outputs, *(after[name] for name in self.signature.states))
+        # an argument that is also a result would have two names
+        return tuple(r.clone() if any(r is argument for argument in arguments) else r for r in results)
 
 
 def step_graph(program: torch.export.ExportedProgram, signature: Signature, parameters: Sequence[str]) -> ir.Model:

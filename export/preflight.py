@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from edgemem import module as streaming
 from edgemem.errors import ExportError
 from edgemem.export.graph import PREFIX, Flat, Signature, first_cause, quiet
 from edgemem.module import Frames, State, each, extent
+from edgemem.state import StateTensor
 
 # Prefixes of torch operators that a static graph of real numbers cannot hold, and what to write instead.
 REMEDIES = {
@@ -34,23 +35,30 @@ REMEDIES = {
 CAUSAL_TOLERANCE = 1e-4  # of the largest output: products of another shape round differently, leaks are far larger
 
 
-def check_module(module: nn.Module, signature: Signature, x: Frames, valid: Tensor | None) -> None:
-    """Run one step as it is and see whether it keeps the rules of a streaming module.
+def check_declared(module: nn.Module, states: Mapping[str, StateTensor]) -> None:
+    """See whether a module has what every streaming module has.
 
     Raises:
-        ExportError: no state or step, a state kept in an attribute, states or outputs that differ from what is
-            declared, an output that depends on the future.
+        ExportError: it has no step, or declares no state.
     """
     if not hasattr(module, "step") and not hasattr(module, "chunk"):
         raise ExportError(
             f"{type(module).__name__} has no step(x, state); write one that returns the output and the new state"
         )
-    if not signature.states:
-        hint = attribute_hint(module)
+    if not states:
         raise ExportError(
-            f"{type(module).__name__} declares no state{hint}; give it "
+            f"{type(module).__name__} declares no state{attribute_hint(module)}; give it "
             "state = (StateTensor(name, shape), ...) and take and return the values in step"
         )
+
+
+def check_module(module: nn.Module, signature: Signature, x: Frames, valid: Tensor | None) -> None:
+    """Run one step as it is and see whether it keeps the rules of a streaming module.
+
+    Raises:
+        ExportError: a step that fails, a state kept in an attribute, states or outputs that differ from what is
+            declared.
+    """
     state = streaming.start_state(module, extent(x)[0])
     before = dict(tensors_inside(module))
     try:
@@ -61,7 +69,6 @@ def check_module(module: nn.Module, signature: Signature, x: Frames, valid: Tens
     check_attributes(module, before)
     check_states(signature, state, after)
     check_outputs(signature, y, x)
-    check_causality(module, signature, x, state)
 
 
 def tensors_inside(module: nn.Module) -> Iterator[tuple[str, tuple[int, bytes]]]:
@@ -122,15 +129,17 @@ def check_outputs(signature: Signature, y: Any, x: Frames) -> None:
             raise ExportError(f"output {port.name}: {port.dtype} was declared, {rows[port.name].dtype} came")
 
 
-def check_causality(module: nn.Module, signature: Signature, x: Frames, state: State) -> None:
+def check_causality(module: nn.Module, signature: Signature, x: Frames) -> None:
     """Change the last frame (segment) of a longer input and look for a change in the outputs before it.
 
-    Outputs of frame t may depend on the input up to t + look_ahead, and in segment models that say `causal = False` up
-    to the end of the segment.
+    Rows that a step has given may not move, whatever the next one brings.
+
+    Raises:
+        ExportError: a row that moved.
     """
-    length = streaming.segment_length(module)
+    length, state = streaming.segment_length(module), streaming.start_state(module, extent(x)[0])
     time = 4 if length == 1 else 2 * length
-    changed_from = time - (1 if getattr(module, "causal", True) and length == 1 else length)
+    changed_from = time - length
     longer = each(x, lambda u: u.repeat(1, math.ceil(time / u.shape[1]), *[1] * (u.dim() - 2))[:, :time])
     other = each(longer, lambda u: changed(u, changed_from))
     with torch.no_grad():

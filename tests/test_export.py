@@ -1,0 +1,297 @@
+"""Export: standard step graphs that compute what torch computes, the same bytes every time, or nothing at all."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+import edgemem
+from edgemem import modelfile
+from edgemem.errors import ExportError
+from edgemem.export import export_model, to_onnx
+from edgemem.export.graph import REFUSED
+from edgemem.models import build_model
+from edgemem.module import StreamingModule, scan, start_state
+from edgemem.state import Port, StateTensor
+from edgemem.weights import altered_tensors, stored_tensors
+from tests import zoo
+
+State = dict[str, Tensor]
+EXAMPLE = torch.zeros(1, 1, 3)
+
+
+class Cell(nn.Module):
+    """The smallest recurrent module a user might write."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mix = nn.Linear(3 + width, width)
+        self.state = (StateTensor("hidden", (width,)),)
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        hidden = torch.tanh(self.mix(torch.cat([x, state["hidden"]], dim=-1)))
+        return hidden, {"hidden": hidden}
+
+
+class Learned(Cell):
+    """Starts from a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(4))
+        self.state = (StateTensor("hidden", (4,), start="first"),)
+
+
+class Delay(nn.Module):
+    """Outputs that are states as they came, and a state that is an input as it came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = (StateTensor("older", (3,)), StateTensor("old", (3,)))
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        return state["older"], {"older": state["old"], "old": x}
+
+
+class TwoOutputs(StreamingModule):
+    """Tokens and features in, two outputs by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 3)
+        self.state = (StateTensor("sum", (3,)),)
+        self.inputs = (Port("token", (), "int64", "tokens", low=0, high=4), Port("x", (3,)))
+        self.outputs = (Port("y", (3,), role="values"), Port("z", (1,), role="values"))
+
+    def step(self, x: dict[str, Tensor], state: State) -> tuple[Any, State]:  # type: ignore[override]
+        total = 0.9 * state["sum"] + x["x"] * self.table(x["token"])
+        return {"y": total, "z": total.sum(dim=-1, keepdim=True)}, {"sum": total}
+
+    def chunk(self, x: dict[str, Tensor], state: State, valid: Tensor | None = None) -> tuple[Any, State]:  # type: ignore[override]
+        y, state = self.step({name: u[:, 0] for name, u in x.items()}, state)
+        return {name: u[:, None] for name, u in y.items()}, state
+
+
+@pytest.mark.parametrize("name", zoo.NAMES)
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_every_model_becomes_a_standard_graph(name: str, chunk: int, tmp_path: Path) -> None:
+    contract = export_model(name, tmp_path / "m.onnx", zoo.SMALL.get(name, {}), seed=1, chunk=chunk)
+    model = onnx.load(tmp_path / "m.onnx")
+    assert {node.domain for node in model.graph.node} == {""}
+    assert not {node.op_type for node in model.graph.node} & REFUSED
+    assert contract.parity[-1].steps >= 256 and contract.parity[-1].max_abs_error <= contract.parity[-1].tolerance
+    opened = modelfile.open_model(tmp_path / "m.onnx")
+    assert opened.contract == contract
+    assert altered_tensors(opened, stored_tensors(opened)) == []
+    module, _ = build_model(name, zoo.SMALL.get(name, {}), seed=1)
+    tensors = stored_tensors(opened)
+    for key, value in module.state_dict().items():
+        np.testing.assert_array_equal(tensors[key], value.numpy())
+    for key, value in start_state(module).items():
+        np.testing.assert_array_equal(modelfile.start_values(opened)[key], value.detach().numpy())
+    assert not model.doc_string and all(not node.doc_string and not node.metadata_props for node in model.graph.node)
+
+
+@pytest.mark.parametrize("name", ["rwkv4", "lm-memformer"])
+def test_two_exports_are_the_same_bytes_in_any_process(name: str, tmp_path: Path) -> None:
+    export_model(name, tmp_path / "a.onnx", zoo.SMALL[name], seed=1)
+    code = (
+        "from edgemem.export import export_model; import sys; "
+        f"export_model({name!r}, sys.argv[1], {zoo.SMALL[name]!r}, seed=1)"
+    )
+    environment = {"PYTHONHASHSEED": "77", "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code, tmp_path / "b.onnx"], check=True, env=environment, capture_output=True)
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["rwkv4", "lmu", "kws-lmuformer", "lm-memformer"])
+def test_chunk_sizes_exchange_state_in_mid_stream(name: str, tmp_path: Path) -> None:
+    streams = []
+    for chunk in (1, 4):
+        export_model(name, tmp_path / f"{chunk}.onnx", zoo.SMALL[name], seed=1, chunk=chunk)
+        streams.append(edgemem.load(tmp_path / f"{chunk}.onnx").stream())
+    module, _ = build_model(name, zoo.SMALL[name], seed=1)
+    length = module.segment_length
+    x = zoo.inputs(module, 1, 12 * length)
+    whole = scan(module, x)[0][0].detach().numpy()
+    one, four = streams
+    rows = [one.push(x[0, : 3 * length].numpy()).values]
+    four.restore(one.snapshot())
+    rows.append(four.push(x[0, 3 * length : 9 * length].numpy()).values)
+    one.restore(four.snapshot())  # two segments of it wait for a chunk of four
+    rows.append(one.push(x[0, 9 * length :].numpy()).values)
+    np.testing.assert_allclose(np.concatenate(rows), whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("module", [Cell(), Learned(), Delay()])
+@pytest.mark.parametrize(("chunk", "batch"), [(1, 1), (3, 2)])
+def test_a_users_module_needs_only_state_and_step(module: nn.Module, chunk: int, batch: int, tmp_path: Path) -> None:
+    to_onnx(module, EXAMPLE, tmp_path / "m.onnx", chunk=chunk, batch=batch)
+    x = torch.randn(batch, 3 * chunk + (chunk > 1), 3)
+    stream = edgemem.load(tmp_path / "m.onnx").stream()
+    rows = [rows.values for rows in stream.run([x[0].numpy() if batch == 1 else x.numpy()])]
+    y = np.concatenate(rows, axis=0 if batch == 1 else 1)
+    wanted = scan(module, x)[0].detach().numpy()
+    np.testing.assert_allclose(y, wanted[0] if batch == 1 else wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_several_inputs_and_outputs_go_by_name(tmp_path: Path) -> None:
+    contract = to_onnx(TwoOutputs(), None, tmp_path / "m.onnx")
+    assert [port.name for port in contract.inputs] == ["token", "x"]
+    stream = edgemem.load(tmp_path / "m.onnx").stream()
+    y = stream.step({"token": np.array([2]), "x": np.ones(3, np.float32)[None]})
+    assert set(y) == {"y", "z"} and y["y"].shape == (1, 3)
+
+
+def test_weights_beyond_the_limit_lie_beside_the_model(tmp_path: Path) -> None:
+    module = Cell(64)
+    to_onnx(
+        module,
+        EXAMPLE,
+        tmp_path / "m.onnx",
+    )
+    contract = to_onnx(module, EXAMPLE, tmp_path / "e.onnx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["e.onnx", "m.onnx"]
+    from edgemem.export.exporter import to_onnx as with_limit
+
+    assert with_limit(module, EXAMPLE, tmp_path / "e.onnx", external_from=1000).model.digest == contract.model.digest
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["e.onnx", "e.onnx.data", "m.onnx"]
+    x = np.ones((5, 3), np.float32)
+    a, b = (edgemem.load(tmp_path / name).stream().push(x).values for name in ("m.onnx", "e.onnx"))
+    np.testing.assert_array_equal(a, b)
+
+
+class KeepsItsState(Cell):
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        self.last = getattr(self, "last", torch.zeros(4)) + 1.0
+        return super().step(x, state)
+
+
+class NoState(nn.Module):
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        return x, {}
+
+
+class NoStep(nn.Module):
+    state = (StateTensor("hidden", (3,)),)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class LosesState(Cell):
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        return super().step(x, state)[0], {}
+
+
+class GrowsState(Cell):
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        y, _ = super().step(x, state)
+        return y, {"hidden": torch.cat([y, y], dim=-1)}
+
+
+class Branches(Cell):
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        y, state = super().step(x, state)
+        return (y if y.sum() > 0 else -y), state
+
+
+class FourierPart(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.rfft(x).real
+
+
+class Fourier(Cell):
+    def __init__(self) -> None:
+        super().__init__()
+        self.spectrum = FourierPart()
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        y, state = super().step(x, state)
+        return y + self.spectrum(y).sum(dim=-1, keepdim=True), state
+
+
+class Noisy(Cell):
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        y, state = super().step(x, state)
+        return y + torch.rand_like(y), state
+
+
+class LooksAhead(Cell):
+    def chunk(self, x: Tensor, state: State, valid: Tensor | None = None) -> tuple[Tensor, State]:
+        y = self.mix(torch.cat([x.flip(1), state["hidden"][:, None].expand(-1, x.shape[1], -1)], dim=-1))
+        return y, {"hidden": y[:, -1]}
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (KeepsItsState(), "last of KeepsItsState changed during a step"),
+        (NoState(), "NoState declares no state"),
+        (NoStep(), r"NoStep has no step\(x, state\)"),
+        (LosesState(), "state hidden is declared but not returned"),
+        (GrowsState(), r"state hidden: torch.float32\[1, 4\] goes in, torch.float32\[1, 8\] comes out"),
+        (Branches(), "Branches depends on its data.*torch.where"),
+        (Fourier(), "spectrum: operator aten.fft_rfft.*time domain"),
+        (Noisy(), "operator aten.rand.*as an input"),
+        (LooksAhead(), "changes by .* frames after it"),
+        (Cell().double(), "must be float32 to be exported"),
+    ],
+)
+def test_what_cannot_be_exported_is_named_and_nothing_is_written(
+    module: nn.Module, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=message):
+        to_onnx(module, EXAMPLE, tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_examples_that_do_not_say_enough_are_refused(tmp_path: Path) -> None:
+    for example, message in (
+        (None, "declares no inputs"),
+        (torch.zeros(3), r"\[3\] came"),
+        (torch.zeros(1, 1, 3, dtype=torch.int64), "valid range nobody can guess"),
+    ):
+        with pytest.raises(ExportError, match=message):
+            to_onnx(Cell(), example, tmp_path / "m.onnx")
+    with pytest.raises(ExportError, match="chunk=0"):
+        to_onnx(Cell(), EXAMPLE, tmp_path / "m.onnx", chunk=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_that_differs_from_torch_is_never_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgemem.export import exporter
+
+    kept = exporter.graph.step_graph
+
+    def spoiled(*arguments: Any) -> Any:
+        model = kept(*arguments)
+        import onnx_ir
+
+        bias = model.graph.initializers["mix.bias"]
+        bias.const_value = onnx_ir.tensor(bias.const_value.numpy() + 0.5, name="mix.bias")
+        return model
+
+    monkeypatch.setattr(exporter.graph, "step_graph", spoiled)
+    (tmp_path / "m.onnx").write_bytes(b"older")
+    with pytest.raises(ExportError, match=r"differs from torch by .* first at (y|hidden_out) at step 0"):
+        to_onnx(Cell(), EXAMPLE, tmp_path / "m.onnx")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+    assert (tmp_path / "m.onnx").read_bytes() == b"older"
+
+
+def test_training_mode_and_weights_are_left_as_they_were(tmp_path: Path) -> None:
+    module = Cell().train()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    to_onnx(module, EXAMPLE, tmp_path / "m.onnx")
+    assert module.training
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
