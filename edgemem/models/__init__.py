@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from edgemem.module import StreamingModule
 
-FILES = ("rwkv4", "lmu", "kws_lmuformer", "memformer")  # each lists one or more MODELS
+FILES = ("rwkv4", "lmu", "kws_lmuformer", "memformer", "folding")  # each lists one or more MODELS
 
 
 @dataclass(frozen=True)
