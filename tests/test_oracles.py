@@ -38,6 +38,16 @@ def sizes(*parts: Settings, **fields: st.SearchStrategy[Any]) -> Settings:
 few, small = st.integers(1, 2), st.integers(3, 7)
 windows = st.floats(2.0, 30.0)
 
+FOLDS = st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(2, 3)).map(
+    lambda drawn: {"fold": drawn[0], "heads": drawn[1], "width": drawn[0] * drawn[1] * drawn[2], "ffn": drawn[0] * 4}
+)
+WINDOWS: dict[str, st.SearchStrategy[Any]] = {
+    "layers": few,
+    "segment": st.integers(2, 4),
+    "left": st.integers(1, 6),
+    "look_ahead": st.integers(0, 5),
+}
+
 CASES: dict[str, tuple[str, Settings]] = {
     "rwkv4": ("rwkv4", sizes(layers=few, width=small, vocab=small, ffn=st.sampled_from([0, 5]), tied=st.booleans())),
     "lmu": (
@@ -71,6 +81,8 @@ CASES: dict[str, tuple[str, Settings]] = {
             forget=st.sampled_from([0.8, 1.0]),
         ),
     ),
+    "folding": ("folding", sizes(FOLDS, **WINDOWS, features=small, vocab=st.sampled_from([0, 5]))),
+    "asr-folding": ("folding", sizes(FOLDS, **WINDOWS, features=st.just(4), vocab=small)),
 }
 
 
