@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from edgemem.digests import canonical, digest
 from edgemem.errors import ContractError
+from edgemem.state import PortRole, StateRole
 
 KEY = "edgemem.contract"
 VERSION = 1
@@ -70,9 +71,9 @@ class InputFacts(Strict):
     name: str
     shape: tuple[int, ...]
     dtype: str
-    role: Literal["features", "tokens", "samples", "valid"]
+    role: PortRole
     range: tuple[int, int] | None = None  # of integers, both ends included
-    frontend: dict[str, Json] | None = None
+    frontend: dict[str, object] | None = None  # checked by the front end itself
     encoding: str | None = None
 
 
@@ -82,7 +83,7 @@ class OutputFacts(Strict):
     name: str
     shape: tuple[int, ...]
     dtype: str
-    role: Literal["logits", "features", "values", "tokens", "samples"]
+    role: PortRole
     labels: tuple[str, ...] | None = None
 
 
@@ -96,7 +97,7 @@ class StateFacts(Strict):
     shape: tuple[int, ...]  # with the batch axis first
     dtype: str
     start: float | str
-    role: Literal["recurrent", "cache", "tail", "counter"]
+    role: StateRole
     range: tuple[float, float]
     quant: dict[str, Json]
 

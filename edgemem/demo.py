@@ -114,5 +114,6 @@ def picture(
         if label not in SILENT and found.probabilities[:, index].max() > 0.3:
             curves.plot(found.t_end, found.probabilities[:, index], label=label)
     curves.set(xlabel="seconds", ylabel="posterior", ylim=(0, 1.02))
-    curves.legend(loc="upper right", ncols=5, fontsize=8)
+    if curves.lines:
+        curves.legend(loc="upper right", ncols=5, fontsize=8)
     figure.savefig(path, dpi=110, metadata={"Software": None})

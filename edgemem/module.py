@@ -140,7 +140,8 @@ def start_value(module: nn.Module, name: str, tensor: StateTensor) -> Tensor:
     if not isinstance(tensor.start, str):
         return torch.full(tensor.shape, tensor.start, dtype=torch.float64)
     owner = module.get_submodule(name.rpartition(".")[0])
-    return getattr(owner, tensor.start).reshape(tensor.shape)
+    start: Tensor = getattr(owner, tensor.start).reshape(tensor.shape)
+    return start
 
 
 def floating_dtype(module: nn.Module) -> torch.dtype:
@@ -158,9 +159,8 @@ def segment_length(module: nn.Module) -> int:
 
 def chunk(module: nn.Module, x: Frames, state: State, valid: Tensor | None = None) -> tuple[Tensor, State]:
     """`module.chunk` where it has one, its `step` unrolled where not."""
-    if hasattr(module, "chunk"):
-        return module.chunk(x, state, valid)
-    return unrolled(module, x, state, valid)
+    form: Callable[..., tuple[Tensor, State]] | None = getattr(module, "chunk", None)
+    return unrolled(module, x, state, valid) if form is None else form(x, state, valid)
 
 
 def each(x: Frames, change: Callable[[Tensor], Tensor]) -> Frames:
@@ -179,15 +179,15 @@ def unrolled(module: nn.Module, x: Frames, state: State, valid: Tensor | None = 
 
     Segment models get `valid` cut to each segment and mask inside it themselves.
     """
-    length = segment_length(module)
-    rows = []
+    length, rows = segment_length(module), []
+    step: Callable[..., tuple[Tensor, State]] = module.step  # type: ignore[assignment]
     for start in range(0, extent(x)[1], length):
         if length > 1:
             here = None if valid is None else (valid - start).clamp(0, length)
-            y, state = module.step(span(x, start, length), state, here)
+            y, state = step(span(x, start, length), state, here)
             rows.append(y)
             continue
-        y, after = module.step(frame(x, start), state)
+        y, after = step(frame(x, start), state)
         state = after if valid is None else {k: kept(valid > start, v, state[k]) for k, v in after.items()}
         rows.append(y[:, None])
     return torch.cat(rows, dim=1), state

@@ -64,7 +64,7 @@ class Stream:
         self._single = self._ports[0] if len(self._ports) == 1 else None
         self._output = contract.outputs[0].name if len(contract.outputs) == 1 else None
         self._batch, self._frames = self._ports[0].shape[:2]
-        self._full = None if self._valid is None else np.full(self._valid.shape, self._frames, self._valid.dtype)
+        self._full: Array = np.full((self._batch,), self._frames, np.int64)
         self._ahead = contract.latency.look_ahead
         self._frontend = self._new_frontend()
         self._forget_position()

@@ -144,7 +144,7 @@ def simplify(model: ir.Model, kept: set[str]) -> None:
         )
         rewriter.rewrite(model)
         common.RemoveUnusedNodesPass()(model)
-    common.RemoveUnusedFunctionsPass()(model)
+    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     common.RemoveUnusedOpsetsPass()(model)
 
 
@@ -162,10 +162,7 @@ def store_transposed(model: ir.Model, kept: set[str]) -> bool:
         if not readers or weight.is_graph_output() or not all(transposes(node) for node in readers):
             continue
         assert weight.const_value is not None
-        stored = ir.tensor(np.ascontiguousarray(weight.const_value.numpy().T), name=name + TRANSPOSED)
-        twin = ir.Value(
-            name=name + TRANSPOSED, shape=ir.Shape(stored.shape), type=ir.TensorType(stored.dtype), const_value=stored
-        )
+        twin = constant(name + TRANSPOSED, weight.const_value.numpy().T)
         model.graph.register_initializer(twin)
         for node in readers:
             node.outputs[0].replace_all_uses_with(twin)
@@ -210,11 +207,13 @@ def check_operators(model: ir.Model) -> None:
 def add_starts(model: ir.Model, starts: Mapping[str, Tensor]) -> None:
     """Learned start values as initializers `STATE_start` that no node reads."""
     for name, start in starts.items():
-        stored = ir.tensor(start.detach().numpy(), name=name + START)
-        shape = ir.Shape(stored.shape)
-        model.graph.register_initializer(
-            ir.Value(name=name + START, shape=shape, type=ir.TensorType(stored.dtype), const_value=stored)
-        )
+        model.graph.register_initializer(constant(name + START, start.detach().numpy()))
+
+
+def constant(name: str, array: np.ndarray[Any, Any]) -> ir.Value:
+    """An initializer's value."""
+    stored = ir.tensor(np.ascontiguousarray(array), name=name)
+    return ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(stored.dtype), const_value=stored)
 
 
 def first_cause(error: BaseException) -> str:

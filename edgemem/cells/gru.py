@@ -44,11 +44,13 @@ class GatedRecurrentUnit(StreamingModule):
         return y
 
     def _projected(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.gru.weight_ih_l0, self.gru.bias_ih_l0)
+        weight, _, bias, _ = self.gru.all_weights[0]
+        return functional.linear(x, weight, bias)
 
     def _advance(self, projected: Tensor, hidden: Tensor) -> Tensor:
         """One step from the input's gates [batch, 3 width] and the hidden state [batch, width]."""
-        recurrent = functional.linear(hidden, self.gru.weight_hh_l0, self.gru.bias_hh_l0)
+        _, weight, _, bias = self.gru.all_weights[0]
+        recurrent = functional.linear(hidden, weight, bias)
         x_reset, x_update, x_new = projected.chunk(3, dim=-1)
         h_reset, h_update, h_new = recurrent.chunk(3, dim=-1)
         reset, update = torch.sigmoid(x_reset + h_reset), torch.sigmoid(x_update + h_update)

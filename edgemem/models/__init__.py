@@ -161,7 +161,12 @@ def build_model(
         module = model.build(config)
     if tensors is not None:
         load_tensors(module, tensors, str(checkpoint))
-    facts = {"name": model.name, "family": model.family, "config": dataclasses.asdict(config), "source": source}
+    facts: dict[str, object] = {
+        "name": model.name,
+        "family": model.family,
+        "config": dataclasses.asdict(config),
+        "source": source,
+    }
     return module.eval(), facts
 
 
