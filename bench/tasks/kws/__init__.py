@@ -1,0 +1,1 @@
+"""Keyword spotting: synthetic spoken words, augmentation, evaluation sets, training."""
