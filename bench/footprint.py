@@ -55,12 +55,11 @@ def installed_bytes(name: str) -> int:
 
 def package_bytes() -> int:
     """Bytes of edgemem's own modules and data."""
+    import edgemem
     import edgemem.devices
     import edgemem.export
     import edgemem.quant
     import edgemem.runtimes
-
-    import edgemem
 
     folders = {
         Path(str(m.__file__)).parent

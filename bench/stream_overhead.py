@@ -24,9 +24,9 @@ ROUNDS, CALLS = 30, 500
 
 def main() -> None:
     import onnxruntime
-    from edgemem.export import export_model
 
     import edgemem
+    from edgemem.export import export_model
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "r.onnx"
