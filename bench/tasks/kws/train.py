@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -54,7 +54,8 @@ class Sequences(IterableDataset[tuple[Tensor, Tensor]]):
     """Batches without an end, the same ones for the same seed."""
 
     def __init__(self, words: WordSet, recipe: Recipe) -> None:
-        self.words, self.recipe = words, recipe
+        # held in memory: the file may be written anew while this trains
+        self.words, self.recipe = replace(words, samples=np.array(words.samples)), recipe
 
     def __iter__(self) -> Batches:
         torch.set_num_threads(1)
