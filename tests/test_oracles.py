@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edgemem.models import ModelSpec
+from edgemem.models import ModelSpec, specs
 from edgemem.module import StreamingModule, each, extent, scan, segment_length
 
 BATCH = 2
@@ -20,12 +20,6 @@ BATCH = 2
 TOLERANCE = 1e-10
 
 Settings = st.SearchStrategy[dict[str, Any]]
-
-
-def heads_and_width(*heads: int) -> Settings:
-    """`heads` and a `width` that is a small multiple of them."""
-    pairs = st.tuples(st.sampled_from(heads), st.integers(2, 4))
-    return pairs.map(lambda pair: {"heads": pair[0], "width": pair[0] * pair[1]})
 
 
 def sizes(*parts: Settings, **fields: st.SearchStrategy[Any]) -> Settings:
@@ -38,9 +32,19 @@ def sizes(*parts: Settings, **fields: st.SearchStrategy[Any]) -> Settings:
 few, small = st.integers(1, 2), st.integers(3, 7)
 windows = st.floats(2.0, 30.0)
 
-FOLDS = st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(2, 3)).map(
+FOLDS = st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(3, 4)).map(
     lambda drawn: {"fold": drawn[0], "heads": drawn[1], "width": drawn[0] * drawn[1] * drawn[2], "ffn": drawn[0] * 4}
 )
+HEADS = st.tuples(st.integers(1, 3), st.integers(3, 5)).map(  # a layer norm of 2 numbers is two signs
+    lambda drawn: {"heads": drawn[0], "width": drawn[0] * drawn[1]}
+)
+MEMORIES: dict[str, st.SearchStrategy[Any]] = {
+    "layers": few,
+    "slots": st.integers(1, 4),
+    "segment": st.integers(2, 5),
+    "ffn": st.sampled_from([0, 5]),
+    "temperature": st.sampled_from([0.25, 1.5]),
+}
 WINDOWS: dict[str, st.SearchStrategy[Any]] = {
     "layers": few,
     "segment": st.integers(2, 4),
@@ -50,6 +54,7 @@ WINDOWS: dict[str, st.SearchStrategy[Any]] = {
 
 CASES: dict[str, tuple[str, Settings]] = {
     "rwkv4": ("rwkv4", sizes(layers=few, width=small, vocab=small, ffn=st.sampled_from([0, 5]), tied=st.booleans())),
+    "lm-rwkv4": ("rwkv4", sizes(layers=few, width=small, vocab=small)),
     "lmu": (
         "lmu",
         st.one_of(
@@ -81,6 +86,9 @@ CASES: dict[str, tuple[str, Settings]] = {
             forget=st.sampled_from([0.8, 1.0]),
         ),
     ),
+    "memformer": ("memformer", sizes(HEADS, **MEMORIES, features=small, vocab=st.sampled_from([0, 5]))),
+    "memformer-seq2seq": ("memformer", sizes(HEADS, **MEMORIES, vocab=small)),
+    "lm-memformer": ("memformer", sizes(HEADS, **MEMORIES, vocab=small)),
     "folding": ("folding", sizes(FOLDS, **WINDOWS, features=small, vocab=st.sampled_from([0, 5]))),
     "asr-folding": ("folding", sizes(FOLDS, **WINDOWS, features=st.just(4), vocab=small)),
 }
@@ -117,6 +125,10 @@ def relative_error(y: Tensor, reference: np.ndarray) -> float:
     """Largest difference, in units of the reference's largest value."""
     assert tuple(y.shape) == reference.shape
     return float(np.abs(y.numpy() - reference).max() / np.abs(reference).max())
+
+
+def test_every_model_has_an_oracle() -> None:
+    assert set(CASES) == set(specs())
 
 
 @pytest.mark.parametrize("name", CASES)
