@@ -4,6 +4,7 @@
 .npy                 an array [time, *features] of what the model's input takes
 .txt or any other    text, for models whose tokens are bytes
 -                    standard input: raw 16-bit PCM at the front end's rate, or text
+mic                  the microphone, until Ctrl-C
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ def samples(stream: Stream, source: str, stdin: BinaryIO) -> Iterator[Array]:
     rate = stream.sample_rate
     if source == "-":
         yield from audio.read_pcm16(stdin, BLOCK_SAMPLES)
+        return
+    if source == "mic":
+        yield from audio.microphone(rate, BLOCK_SAMPLES)
         return
     is_array = Path(source).suffix.lower() == ".npy"
     sound = array_file(Path(source)) if is_array else audio.read_audio(Path(source), rate)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("run")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--input", "source", metavar="FILE", help="Audio, .npy or text; - reads 16-bit PCM or text from stdin.")
+@click.option("--input", "source", metavar="FILE", help="Audio, .npy or text file; - for stdin; mic.")
 @click.option("--text", help="Text to stream through a language model.")
 @click.option("--generate", type=click.IntRange(0), help="Tokens to generate after --text.")
 @click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 takes the likeliest.")
