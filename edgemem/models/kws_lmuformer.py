@@ -138,5 +138,6 @@ MODELS = (
         summary="Keyword spotter on 16 kHz audio: causal LMUFormer, ten words, unknown and silence",
         config=KWSConfig,
         build=KWSLMUFormer,
+        checkpoint="kws-lmuformer.safetensors",
     ),
 )

@@ -20,9 +20,9 @@ KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go
 LABELS = (*KEYWORDS, "unknown", "silence")
 QUIET = ("unknown", "silence")  # labels that are never detections
 CLIP_THRESHOLD = 0.3  # a clip in which no word reaches this is silence
-THRESHOLD = 0.5
-REFRACTORY_SECONDS = 0.4
-SMOOTHING_ROWS = 3
+THRESHOLD = 0.8
+REFRACTORY_SECONDS = 0.2
+SMOOTHING_ROWS = 5
 
 
 @dataclass(frozen=True)

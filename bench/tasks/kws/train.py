@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 
 from bench.tasks.kws import augment
-from bench.tasks.kws.features import FRONT_END, features_of
+from bench.tasks.kws.features import FRONT_END, WARPS, features_of
 from bench.tasks.kws.wordset import WordSet
 from edgemem.models.kws_lmuformer import KWSLMUFormer
 
@@ -37,6 +37,9 @@ class Recipe:
     warm_up: float = 0.03
     weight_decay: float = 0.02
     label_smoothing: float = 0.05
+    speeds: tuple[float, ...] = (0.8, 0.87, 0.93, 1.0, 1.08, 1.16, 1.25)
+    recorded: float = 0.4  # of the words, by recorded speakers, of whom there are few
+    warped: float = 0.8  # of the sequences, in frequency, to make more speakers of them
     known_share: float = 0.85  # of a word, from which on its label is asked for
     time_masks: int = 2
     time_mask_rows: int = 5
@@ -60,14 +63,17 @@ class Sequences(IterableDataset[tuple[Tensor, Tensor]]):
     def __iter__(self) -> Batches:
         torch.set_num_threads(1)
         recipe = self.recipe
-        maker = augment.StreamMaker(
-            self.words, FRONT_END, recipe.seed, recipe.seconds, augment.Recipe(pause_seconds=recipe.pause_seconds)
-        )
+        varied = augment.Recipe(speeds=recipe.speeds, pause_seconds=recipe.pause_seconds, recorded=recipe.recorded)
+        maker = augment.StreamMaker(self.words, FRONT_END, recipe.seed, recipe.seconds, varied)
+        draw = np.random.default_rng(recipe.seed + 2)
         while True:
             made = [maker.sequence() for _ in range(recipe.batch)]
             labels = [augment.row_labels(placed, FRONT_END, maker.rows, recipe.known_share) for _, placed in made]
             sounds = torch.from_numpy(np.stack([sound for sound, _ in made])).float()
-            yield features_of(sounds), torch.from_numpy(np.stack(labels))
+            warp = np.where(
+                draw.random(recipe.batch) < recipe.warped, draw.integers(len(WARPS), size=recipe.batch), len(WARPS) // 2
+            )
+            yield features_of(sounds, torch.from_numpy(warp)), torch.from_numpy(np.stack(labels))
 
 
 def batches(words: WordSet, recipe: Recipe, ahead: bool = True) -> Batches:

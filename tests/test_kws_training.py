@@ -1,0 +1,171 @@
+"""The training of the spotter: labels, masks, schedule, weight averages, and how it is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bench.tasks.kws import augment, evaluate, train
+from bench.tasks.kws.augment import Placed
+from bench.tasks.kws.features import FRONT_END, features_of
+from edgemem.models.kws_lmuformer import KWSConfig, KWSLMUFormer
+from edgemem.models.listing import listing
+from edgemem.tasks.kws import LABELS
+
+RECIPE = train.Recipe(steps=40, batch=4, warm_up=0.1, judged=0.25)
+YES, NO, UNKNOWN, SILENCE = (LABELS.index(label) for label in ("yes", "no", "unknown", "silence"))
+
+
+def tiny() -> KWSLMUFormer:
+    torch.manual_seed(0)
+    return KWSLMUFormer(KWSConfig(layers=1, width=8, convolutions=1, channels=2, order=4))
+
+
+def toy_batches(seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows whose first bands say which of two labels they have; every fifth row has none."""
+    draw = torch.Generator().manual_seed(seed)
+    while True:
+        labels = torch.randint(2, (4, 1), generator=draw).expand(4, 20).clone()
+        x = torch.randn(4, 20, FRONT_END.width, generator=draw) - 5.0
+        x[:, :, :10] += 6.0 * labels[:, :, None]
+        labels[:, ::5] = augment.IGNORE
+        yield x, labels
+
+
+def test_fast_features_are_those_of_the_front_end() -> None:
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, (3, 9000)).astype(np.float32)
+    sound[1] *= 1e-4
+    came = features_of(torch.from_numpy(sound)).numpy()
+    wanted = np.stack([FRONT_END.features(row) for row in sound])
+    assert came.shape == wanted.shape
+    np.testing.assert_allclose(came, wanted, atol=1e-4)  # float32 sums against float64, through a logarithm
+
+
+def test_labels_start_late_in_the_word_where_asked() -> None:
+    placed = [Placed(YES, 16_000, 24_000)]
+    rows = FRONT_END.rows(40_000)
+    ends = np.asarray(FRONT_END.frame_end_seconds(np.arange(rows)))
+    for share in (0.5, 0.9):
+        labelled = ends[augment.row_labels(placed, FRONT_END, rows, share) == YES]
+        assert 1.0 + 0.5 * share <= labelled[0] < 1.0 + 0.5 * share + FRONT_END.seconds_per_frame
+
+
+def test_masks_cover_whole_rows_and_the_same_band_of_both_frames() -> None:
+    x, fill = torch.ones(6, 50, FRONT_END.width), torch.full((FRONT_END.width,), -3.0)
+    recipe = train.Recipe(time_masks=1, band_masks=0)
+    rows = train.masked(x, fill, recipe, np.random.default_rng(1)) == -3.0
+    assert torch.equal(rows.any(dim=2), rows.all(dim=2)) and 0 < rows.any(dim=2).sum(dim=1).max() <= 5
+    recipe = train.Recipe(time_masks=0, band_masks=1)
+    bands = train.masked(x, fill, recipe, np.random.default_rng(1)) == -3.0
+    assert torch.equal(bands.any(dim=1), bands.all(dim=1)) and bands.any()
+    assert torch.equal(bands[..., : FRONT_END.mels], bands[..., FRONT_END.mels :])
+
+
+def test_rate_warms_up_and_fades() -> None:
+    assert train.rate_at(0.05, RECIPE) == pytest.approx(RECIPE.rate / 2)
+    assert train.rate_at(0.1, RECIPE) == pytest.approx(RECIPE.rate)
+    assert train.rate_at(1.0, RECIPE) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_normalisation_gives_bands_of_mean_zero_and_deviation_one() -> None:
+    x = 3.0 * torch.randn(4, 500, FRONT_END.width) - 7.0
+    model = tiny()
+    train.normalise(model, x)
+    y = (x - model.center) * model.scale
+    assert y.mean().abs() < 1e-3 and abs(float(y.std()) - 1.0) < 1e-2
+    assert torch.equal(model.center[: FRONT_END.mels], model.center[FRONT_END.mels :])
+
+
+def test_rows_without_a_label_do_not_count() -> None:
+    x, labels = next(toy_batches())
+    model = tiny()
+    other = torch.where(labels == augment.IGNORE, augment.IGNORE, labels)
+    assert train.loss_of(model, x, labels, RECIPE) == train.loss_of(model, x, other, RECIPE)
+    everywhere = torch.where(labels == augment.IGNORE, SILENCE, labels)
+    assert train.loss_of(model, x, labels, RECIPE) != train.loss_of(model, x, everywhere, RECIPE)
+
+
+def test_training_learns_and_returns_what_the_judge_liked_best() -> None:
+    scores: list[float] = []
+
+    def judge(model: KWSLMUFormer) -> float:
+        x, labels = next(toy_batches(seed=9))
+        with torch.no_grad():
+            right = model(x).argmax(dim=2) == labels
+        scores.append(float(right[labels != augment.IGNORE].float().mean()))
+        return scores[-1]
+
+    model = train.train(tiny(), toy_batches(), RECIPE, judge, report=lambda line: None)
+    assert len(scores) == 4
+    assert judge(model) == max(scores[2:4])  # candidates are averages, which begin at 60 %
+    assert judge(model) > 0.9 and not model.training
+
+
+def test_the_average_moves_by_its_share() -> None:
+    model, other = tiny(), tiny()
+    start = train.blended({}, model, 0.75)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1.0)
+    after = train.blended(start, other, 0.75)
+    torch.testing.assert_close(after["head.weight"], model.head.weight.detach() + 0.25)
+
+
+def scene(*words: tuple[int, float, float], seconds: float = 4.0) -> evaluate.Scene:
+    placed = [Placed(label, round(start * 16_000), round(end * 16_000)) for label, start, end in words]
+    return np.zeros(round(seconds * 16_000), np.float32), placed
+
+
+def bumps(*words: tuple[int, float], seconds: float = 4.0) -> augment.Array:
+    """Posteriors in which each label stands for 0.3 s from a time on."""
+    rows = FRONT_END.rows(round(seconds * 16_000))
+    ends = np.asarray(FRONT_END.frame_end_seconds(np.arange(rows)))
+    values = np.zeros((rows, len(LABELS)))
+    for label, start in words:
+        values[(ends > start) & (ends <= start + 0.3), label] = 1.0
+    return values
+
+
+def test_tally_counts_hits_misses_and_false_alarms() -> None:
+    made = [scene((YES, 0.5, 1.0), (UNKNOWN, 1.5, 1.9), (NO, 2.5, 3.0))]
+    rule = {"threshold": 0.5, "refractory": 0.2, "smoothing": 1}
+    right = evaluate.tally([bumps((YES, 1.0), (UNKNOWN, 1.9), (NO, 3.0))], made, **rule)
+    assert (right["keywords"], right["hit_rate"], right["precision"]) == (2, 1.0, 1.0)
+    assert 0.0 < right["median_delay_seconds"] <= FRONT_END.seconds_per_frame
+    wrong = evaluate.tally([bumps((NO, 1.0), (NO, 1.9), (NO, 3.2))], made, **rule)
+    assert wrong["hit_rate"] == 0.5 and wrong["precision"] == pytest.approx(1 / 3)
+    assert wrong["false_alarms_per_hour"] == pytest.approx(2 / (4 / 3600))
+    late = evaluate.tally([bumps((YES, 1.7))], made, **rule)
+    assert late["hit_rate"] == 0.0 and late["precision"] == 0.0
+
+
+def test_one_word_is_hit_once() -> None:
+    made = [scene((YES, 0.5, 1.0))]
+    found = evaluate.tally([bumps((YES, 0.6), (YES, 1.1))], made, threshold=0.5, refractory=0.1, smoothing=1)
+    assert found["hit_rate"] == 1.0 and found["precision"] == 0.5
+
+
+def test_confusion_counts_spoken_by_decided() -> None:
+    rows = np.stack([bumps((YES, 0.3)), bumps((NO, 0.3)), bumps()])
+    counts = evaluate.confusion(rows, np.array([YES, YES, SILENCE]), threshold=0.5, smoothing=1)
+    assert (counts[YES, YES], counts[YES, NO], counts[SILENCE, SILENCE]) == (1, 1, 1)
+    assert evaluate.accuracy(counts) == pytest.approx(2 / 3)
+
+
+def test_cost_counts_every_product_once() -> None:
+    config = KWSConfig()
+    width, memory = config.width, config.channels * config.order
+    embed = 3 * width * (config.features + (config.convolutions - 1) * width)
+    lmu = width * config.channels + memory * (config.order + 1) + width * (memory + width)
+    mixer = 2 * width * config.expand * width + config.kernel * config.expand * width
+    wanted = embed + config.layers * (lmu + mixer) + width * len(LABELS)
+    assert evaluate.macs_per_row(KWSLMUFormer(config)) == wanted
+
+
+def test_the_shipped_spotter_is_listed_with_its_size() -> None:
+    row = next(row for row in listing() if row["name"] == "kws-lmuformer")
+    assert row["parameters"] <= 150_000 and row["state_bytes"] < 8192 and row["trained"]
