@@ -97,8 +97,8 @@ def test_a_word_that_is_not_the_most_likely_is_not_detected() -> None:
 @pytest.mark.parametrize("size", [1, 2, 7])
 def test_detections_do_not_depend_on_the_cut(size: int) -> None:
     values = posteriors(120, (YES, 20, 30, 0.9), (NO, 60, 66, 0.8), (YES, 90, 99, 0.7))
-    whole = Detector().push(values, times(120))
-    detector, pieces = Detector(), []
+    whole = Detector(threshold=0.5).push(values, times(120))
+    detector, pieces = Detector(threshold=0.5), []
     for at in range(0, 120, size):
         pieces += detector.push(values[at : at + size], times(120)[at : at + size])
     assert pieces == whole and len(whole) == 3
