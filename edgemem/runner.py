@@ -9,6 +9,7 @@ mic                  the microphone, until Ctrl-C
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 AUDIO = (".wav", ".flac", ".ogg")
 BLOCK_SAMPLES = 1600  # 0.1 s at 16 kHz: results appear while a long file or a microphone still runs
 BLOCK_FRAMES = 256
+BLANK = "<blank>"  # of connectionist temporal classification
 
 
 def rows_of(stream: Stream, source: str, stdin: BinaryIO, end: bool = True) -> Iterator[tuple[Rows, Array | None]]:
@@ -173,19 +175,15 @@ def labelled(groups: Iterable[Rows], labels: tuple[str, ...]) -> Iterator[dict[s
 
 
 def spans(groups: Iterable[Rows], labels: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """Runs of rows with the same leading label, each given when it ends; `score` is the mean over its rows."""
-    open_span: dict[str, Any] | None = None
-    scores: list[float] = []
-    for row in labelled(groups, labels):
-        if open_span is not None and row["label"] != open_span["label"]:
-            yield {**open_span, "score": round(sum(scores) / len(scores), 4)}
-            open_span = None
-        if open_span is None:
-            open_span, scores = dict(row), []
-        open_span["t_end"] = row["t_end"]
-        scores.append(row["score"])
-    if open_span is not None:
-        yield {**open_span, "score": round(sum(scores) / len(scores), 4)}
+    """Runs of rows with the same leading label, each given when it ends; `score` is the mean over its rows.
+
+    Runs of CTC's blank separate the others and are not given, so that the labels read as the greedy transcript.
+    """
+    for label, run in itertools.groupby(labelled(groups, labels), key=lambda row: row["label"]):
+        rows = list(run)
+        if label != BLANK:
+            score = round(sum(row["score"] for row in rows) / len(rows), 4)
+            yield {"t_start": rows[0]["t_start"], "t_end": rows[-1]["t_end"], "label": label, "score": score}
 
 
 def costs(pairs: Iterable[tuple[Rows, Array | None]]) -> Iterator[dict[str, Any]]:
