@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from edgemem.errors import InputError, UsageError
+from edgemem.tasks.kws import QUIET, Detector
 
 if TYPE_CHECKING:
     from edgemem.stream import Rows, Stream
@@ -174,12 +175,32 @@ def labelled(groups: Iterable[Rows], labels: tuple[str, ...]) -> Iterator[dict[s
             }
 
 
+def spotted(groups: Iterable[Rows], labels: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """Every row of a keyword spotter: a keyword from its detection until its posterior has fallen, else which quiet.
+
+    A keyword that leads for a moment without being detected shows as `unknown` or `silence`.
+    """
+    detector = Detector(labels)
+    active: str | None = None
+    for rows in groups:
+        for start, end, row in zip(rows.t_start, rows.t_end, softmax(rows.values), strict=True):
+            found = detector.push(row[None], np.array([end]))
+            if found:
+                active = found[0].label
+            elif active is not None and row[labels.index(active)] < detector.threshold / 2:
+                active = None
+            label = active or max(QUIET, key=lambda quiet: float(row[labels.index(quiet)]))
+            score = round(float(row[labels.index(label)]), 4)
+            yield {"t_start": round(float(start), 6), "t_end": round(float(end), 6), "label": label, "score": score}
+
+
 def spans(groups: Iterable[Rows], labels: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """Runs of rows with the same leading label, each given when it ends; `score` is the mean over its rows.
 
     Runs of CTC's blank separate the others and are not given, so that the labels read as the greedy transcript.
     """
-    for label, run in itertools.groupby(labelled(groups, labels), key=lambda row: row["label"]):
+    named = spotted(groups, labels) if set(QUIET) <= set(labels) else labelled(groups, labels)
+    for label, run in itertools.groupby(named, key=lambda row: row["label"]):
         rows = list(run)
         if label != BLANK:
             score = round(sum(row["score"] for row in rows) / len(rows), 4)
