@@ -72,7 +72,7 @@ def rebuilt(model: ModelFile, tensors: Mapping[str, Array]) -> TorchProgram:
     facts = model.contract.model
     if facts.name not in specs():
         raise ConfigError(
-            f"{model.path} holds {facts.name!r}, a module of its user's own, which cannot be rebuilt from the file; "
+            f"{model.path} holds {facts.name!r}, which is not a model of the zoo and cannot be rebuilt from the file; "
             "give its parent file by --reference, or call edgemem.verify.verify(path, module=...)"
         )
     try:

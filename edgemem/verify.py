@@ -82,31 +82,28 @@ def verify(
 ) -> Report:
     """Run every stage of a model file; `tick` is called after every step.
 
-    The reference is `module` if one is given, else the zoo's module rebuilt from the file, else the file
-    `reference` under onnxruntime. `programs` are more candidates by name, beside those of `runtimes`.
+    The reference is the file `reference` under onnxruntime if one is given, else `module`, else the zoo's module
+    rebuilt from the file. A user's own module cannot be rebuilt: without any of these, the certificates of the
+    contract take the place of the comparison. `programs` are more candidates by name, beside those of `runtimes`.
 
     Raises:
         ModelFileError, ContractError: the file, or its parent, is not a model with a valid contract.
-        UsageError: `steps` below 1, or no reference to be had.
+        UsageError: `steps` below 1.
     """
     if steps < 1:
         raise UsageError(f"--steps must be at least 1, got {steps}")
     model = open_model(path)
     candidates = {name: load(path, runtime=name) for name in runtimes} | dict(programs or {})
     stages, base = references(model, reference, module)
-    if base is None:
-        raise UsageError(
-            f"{path} holds {model.contract.model.name!r}, which is not of the zoo: give its parent by --reference, "
-            "or call edgemem.verify.verify(path, module=...)"
-        )
     for name, program in candidates.items():
-        stages.append(compared(name, base, program, steps, seed, tick))
+        if base is not None:
+            stages.append(compared(name, base, program, steps, seed, tick))
         stages.append(reset_stage(name, program))
-    recorded = [
-        Stage(c.stage, c.reference, c.steps, c.max_abs_error, c.max_rel_error, c.tolerance, 0.0)
+    recorded = tuple(
+        Stage(c.stage, f"{c.reference} (recorded)", c.steps, c.max_abs_error, c.max_rel_error, c.tolerance, 0.0)
         for c in model.contract.parity
-    ]
-    return Report(tuple(stages), tuple(recorded))
+    )
+    return Report((*recorded, *stages) if base is None else tuple(stages), recorded)
 
 
 def references(model: ModelFile, parent: Path | None, module: nn.Module | None) -> tuple[list[Stage], Program | None]:

@@ -121,6 +121,26 @@ def test_a_parent_file_can_be_the_reference(models: Path) -> None:
         verify(models / "lmu.onnx", STEPS, reference=models / "lm.onnx")
 
 
+def test_a_users_module_is_shown_as_recorded_or_compared_when_given(tmp_path: Path) -> None:
+    import torch
+
+    from edgemem.export import to_onnx
+    from tests.test_export import EXAMPLE, Cell
+
+    module = Cell()
+    to_onnx(module, EXAMPLE, tmp_path / "m.onnx")
+    report = verify(tmp_path / "m.onnx", STEPS)
+    assert report.ok
+    assert [(s.name, s.reference) for s in report.stages] == [
+        ("onnx", "torch (recorded)"),
+        ("ort reset", "fresh stream"),
+    ]
+    assert [s.name for s in verify(tmp_path / "m.onnx", STEPS, module=module).stages] == ["torch", "ort", "ort reset"]
+    with torch.no_grad():
+        module.mix.bias += 0.1
+    assert "ort" in failing(verify(tmp_path / "m.onnx", STEPS, module=module))
+
+
 def test_steps_must_be_there(models: Path) -> None:
     with pytest.raises(UsageError, match="--steps must be at least 1, got 0"):
         verify(models / "lmu.onnx", 0)

@@ -64,7 +64,4 @@ def show(report: Report) -> None:
             f"{stage.drift_per_1000_steps:.1e}",
             "holds" if stage.holds else f"FAILS at {stage.first}",
         )
-    for stage in report.recorded:
-        row = (stage.name, stage.reference, str(stage.steps), f"{stage.max_abs_error:.1e}", f"{stage.tolerance:.1e}")
-        table.add_row(*row, "", "recorded", style="dim")
     stdout().print(table)
