@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.tasks.kws import augment, evaluate, train
 from bench.tasks.kws.augment import Placed
-from bench.tasks.kws.features import FRONT_END, features_of
+from bench.tasks.kws.features import FRONT_END, WARPS, features_of
 from edgemem.models.kws_lmuformer import KWSConfig, KWSLMUFormer
 from edgemem.models.listing import listing
 from edgemem.tasks.kws import LABELS
@@ -43,6 +43,32 @@ def test_fast_features_are_those_of_the_front_end() -> None:
     wanted = np.stack([FRONT_END.features(row) for row in sound])
     assert came.shape == wanted.shape
     np.testing.assert_allclose(came, wanted, atol=1e-4)  # float32 sums against float64, through a logarithm
+
+
+def sine(hz: float) -> Tensor:
+    return torch.sin(2 * torch.pi * hz * torch.arange(8000) / 16_000)[None] * 0.5
+
+
+@pytest.mark.parametrize("index", [0, 4, len(WARPS) // 2, len(WARPS) - 1])
+def test_a_warped_sound_has_its_frequencies_multiplied(index: int) -> None:
+    warped = features_of(sine(1000.0), torch.tensor([index]))[0, 5, : FRONT_END.mels]
+    wanted = features_of(sine(1000.0 * WARPS[index]))[0, 5, : FRONT_END.mels]
+    assert abs(int(warped.argmax()) - int(wanted.argmax())) <= 1  # a bin is wider than half a band there
+
+
+def test_a_tone_is_a_gain_for_each_band() -> None:
+    sound = torch.from_numpy(np.random.default_rng(0).uniform(-0.5, 0.5, (1, 4000))).float()
+    tone = torch.linspace(-2.0, 2.0, FRONT_END.mels)[None]
+    difference = features_of(sound, tone=tone) - features_of(sound)
+    torch.testing.assert_close(difference[0], tone.tile(len(difference[0]), FRONT_END.stack), atol=1e-3, rtol=0.0)
+
+
+def test_disguises_are_all_warps_and_smooth_tones() -> None:
+    warp, tone = train.disguise(train.Recipe(batch=500, warped=1.0), np.random.default_rng(0))
+    assert set(warp.tolist()) == set(range(len(WARPS)))
+    assert tone.shape == (500, FRONT_END.mels) and tone.diff(dim=1).abs().max() < tone.abs().max() / 3
+    warp, tone = train.disguise(train.Recipe(batch=50, warped=0.0, tone=0.0), np.random.default_rng(0))
+    assert (warp == len(WARPS) // 2).all() and (tone == 0).all() and WARPS[len(WARPS) // 2] == pytest.approx(1.0)
 
 
 def test_labels_start_late_in_the_word_where_asked() -> None:

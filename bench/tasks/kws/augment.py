@@ -30,8 +30,6 @@ KNOWN_SHARE = 0.6  # of a word, from which on it can be told
 HOLD_SECONDS = 0.2  # after a word, its label still holds
 FADE_SECONDS = 0.1
 
-RECORDED = "flite:"  # speakers whose voices are of recordings; those of espeak-ng are of formulas
-
 CLIP_SAMPLES = SAMPLE_RATE
 SEQUENCE_SECONDS = 3.0
 
@@ -51,7 +49,6 @@ class Recipe:
     empty: float = 0.08  # sequences of noise alone
     unknown: float = 0.35  # words that are none of the keywords
     pause_seconds: tuple[float, float] = (0.05, 0.8)
-    recorded: float | None = None  # share of words from recorded speakers; None: as many as there are
 
 
 @dataclass(frozen=True)
@@ -147,18 +144,6 @@ def row_labels(placed: Sequence[Placed], frontend: FrontEnd, rows: int, known_sh
     return labels
 
 
-def balanced(words: WordSet, recorded: float | None) -> dict[int, Array]:
-    """Utterances by label, those of recorded speakers repeated so that they are this share of every label."""
-    by_label = words.by_label()
-    if recorded is None:
-        return by_label
-    is_recorded = np.array([voice.startswith(RECORDED) for voice in words.voices])[words.voice]
-    for label, utterances in by_label.items():
-        few, many = utterances[is_recorded[utterances]], utterances[~is_recorded[utterances]]
-        by_label[label] = np.concatenate([many, np.resize(few, round(len(many) * recorded / (1.0 - recorded)))])
-    return by_label
-
-
 class StreamMaker:
     """Training sequences without an end, the same ones for the same seed.
 
@@ -176,7 +161,7 @@ class StreamMaker:
         self.words, self.frontend, self.recipe = words, frontend, recipe or Recipe()
         self.samples = round(seconds * SAMPLE_RATE)
         self.rows = frontend.rows(self.samples)
-        self._by_label = balanced(words, self.recipe.recorded)
+        self._by_label = words.by_label()
         self._random = np.random.default_rng(seed)
         self._noise = NoiseBank(words, seed)
         self._rooms = Rooms(self.samples, seed)

@@ -45,14 +45,17 @@ def filters(hz: np.ndarray) -> np.ndarray:
     return np.maximum(0.0, np.minimum(rising, falling))
 
 
-def features_of(sound: Tensor, warp: Tensor | None = None) -> Tensor:
+def features_of(sound: Tensor, warp: Tensor | None = None, tone: Tensor | None = None) -> Tensor:
     """Log-mel rows [batch, rows, width] of sound [batch, samples]; without a warp, within 1e-4 of the front end.
 
-    `warp` [batch] int64 is an index into `WARPS` for each sound.
+    `warp` [batch] int64 is an index into `WARPS` for each sound, `tone` [batch, mels] the logarithm of a gain.
     """
     banks = filter_banks()
     frames = sound.unfold(1, FRONT_END.window_samples, FRONT_END.hop_samples) * window()
     power = torch.fft.rfft(frames, FRONT_END.fft).abs().square()
-    logs = torch.log(power @ (banks[len(WARPS) // 2] if warp is None else banks[warp]) + FRONT_END.floor)
+    energy = power @ (banks[len(WARPS) // 2] if warp is None else banks[warp])
+    if tone is not None:
+        energy = energy * tone.exp()[:, None]
+    logs = torch.log(energy + FRONT_END.floor)
     rows = logs.shape[1] // FRONT_END.stack
     return logs[:, : rows * FRONT_END.stack].reshape(len(sound), rows, FRONT_END.width)

@@ -23,6 +23,8 @@ from bench.tasks.kws.features import FRONT_END, WARPS, features_of
 from bench.tasks.kws.wordset import WordSet
 from edgemem.models.kws_lmuformer import KWSLMUFormer
 
+TONE_KNOTS = 6
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -38,8 +40,9 @@ class Recipe:
     weight_decay: float = 0.02
     label_smoothing: float = 0.05
     speeds: tuple[float, ...] = (0.8, 0.87, 0.93, 1.0, 1.08, 1.16, 1.25)
-    recorded: float = 0.4  # of the words, by recorded speakers, of whom there are few
+    unknown: float = 0.25  # of the words
     warped: float = 0.8  # of the sequences, in frequency, to make more speakers of them
+    tone: float = 1.0  # standard deviation of the logarithm of energy, smooth over bands, to colour the sequences
     known_share: float = 0.85  # of a word, from which on its label is asked for
     time_masks: int = 2
     time_mask_rows: int = 5
@@ -63,17 +66,23 @@ class Sequences(IterableDataset[tuple[Tensor, Tensor]]):
     def __iter__(self) -> Batches:
         torch.set_num_threads(1)
         recipe = self.recipe
-        varied = augment.Recipe(speeds=recipe.speeds, pause_seconds=recipe.pause_seconds, recorded=recipe.recorded)
+        varied = augment.Recipe(speeds=recipe.speeds, pause_seconds=recipe.pause_seconds, unknown=recipe.unknown)
         maker = augment.StreamMaker(self.words, FRONT_END, recipe.seed, recipe.seconds, varied)
         draw = np.random.default_rng(recipe.seed + 2)
         while True:
             made = [maker.sequence() for _ in range(recipe.batch)]
             labels = [augment.row_labels(placed, FRONT_END, maker.rows, recipe.known_share) for _, placed in made]
             sounds = torch.from_numpy(np.stack([sound for sound, _ in made])).float()
-            warp = np.where(
-                draw.random(recipe.batch) < recipe.warped, draw.integers(len(WARPS), size=recipe.batch), len(WARPS) // 2
-            )
-            yield features_of(sounds, torch.from_numpy(warp)), torch.from_numpy(np.stack(labels))
+            yield features_of(sounds, *disguise(recipe, draw)), torch.from_numpy(np.stack(labels))
+
+
+def disguise(recipe: Recipe, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """How a batch is warped [batch] int64 and coloured [batch, mels], see `features_of`."""
+    count, middle = recipe.batch, len(WARPS) // 2
+    warp = np.where(draw.random(count) < recipe.warped, draw.integers(len(WARPS), size=count), middle)
+    bands, knots = np.arange(FRONT_END.mels), np.linspace(0, FRONT_END.mels - 1, TONE_KNOTS)
+    tone = np.stack([np.interp(bands, knots, draw.normal(0.0, recipe.tone, TONE_KNOTS)) for _ in range(count)])
+    return torch.from_numpy(warp), torch.from_numpy(tone).float()
 
 
 def batches(words: WordSet, recipe: Recipe, ahead: bool = True) -> Batches:
