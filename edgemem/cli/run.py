@@ -78,7 +78,7 @@ def described_rows(
 
     from edgemem import runner
 
-    stdin = sys.stdin.buffer if text is None else io.BytesIO(text.encode())
+    stdin = sys.stdin.buffer if text is None else io.BytesIO(text.encode("utf-8", "surrogateescape"))
     return runner.described(stream, runner.rows_of(stream, source or "-", stdin, end), rows)
 
 
@@ -123,7 +123,7 @@ def write_text(
     said = ""
     if not as_json:
         click.echo(text, nl=False)
-    prompt = runner.tokens(stream, text.encode())
+    prompt = runner.tokens(stream, text.encode("utf-8", "surrogateescape"))
     for token in runner.generated(stream, prompt, count, lambda z: generate.sample(z, rng, temperature, top_k)):
         piece = decoder.push(token)
         said += piece
