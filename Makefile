@@ -55,5 +55,5 @@ clean:
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --upgrade -c constraints.txt pip setuptools wheel
-	$(BIN)/pip install -q $(PIP_FLAGS) -c constraints.txt -e ".[all,dev]"
+	$(BIN)/pip install -qq $(PIP_FLAGS) -c constraints.txt -e ".[all,dev]"
 	touch $(INSTALLED)
