@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from edgemem.cells.rwkv4 import TimeMix
+from edgemem.cells.rwkv4 import BLOCK, ChannelMix, TimeMix
 from edgemem.errors import CheckpointError
 from edgemem.models import build_model
-from edgemem.module import scan
+from edgemem.module import StreamingModule, chunk, scan, start_state, unrolled
 
 SIZES = {"layers": 2, "width": 8, "vocab": 11, "ffn": 24}
 
@@ -48,6 +48,19 @@ def test_public_checkpoints_load_as_they_are(tied: bool, suffix: str, dtype: tor
     for name, tensor in module.state_dict().items():
         torch.testing.assert_close(tensor, tensors[name].float(), rtol=0, atol=0)
     assert set(module.state_dict()) == set(tensors)
+
+
+def test_both_models_read_their_settings_off_a_checkpoint(tmp_path: Path) -> None:
+    save_file(checkpoint(), tmp_path / "m.safetensors")
+    module, facts = build_model("lm-rwkv4", checkpoint=tmp_path / "m.safetensors")
+    assert facts["config"] == {**SIZES, "tied": False}
+    assert module.inputs[0].encoding is None, "11 tokens are not bytes"
+    assert build_model("lm-rwkv4", {"layers": 1, "width": 8})[0].inputs[0].encoding == "bytes"
+
+
+def test_the_byte_model_has_two_million_parameters() -> None:
+    count = sum(parameter.numel() for parameter in build_model("lm-rwkv4")[0].parameters())
+    assert 1.8e6 < count < 2.2e6
 
 
 class Harmful:
@@ -95,3 +108,43 @@ def test_extreme_keys_and_decays_stay_finite_and_agree() -> None:
     single = cell.float()
     with torch.no_grad():
         assert torch.isfinite(single(x.float())).all()
+
+
+def test_keys_of_sixty_agree_in_single_precision() -> None:
+    torch.manual_seed(0)
+    cell, x = TimeMix(16), torch.randn(2, 3 * BLOCK, 16)
+    with torch.no_grad():
+        past = torch.cat([torch.zeros(2, 1, 16), x[:, :-1]], dim=1)
+        cell.key.weight.mul_(60.0 / cell._projected(x, past)[1].abs().max())
+        cell.time_decay.copy_(torch.linspace(-12.0, 8.0, 16))
+        y = cell(x)
+        for sizes in ([1], [1, 40, 7]):
+            streamed, _ = scan(cell, x, sizes=sizes)
+            # an exponent near 60 is known to 4e-6, and so is its power: that, twice, and the sums
+            assert (streamed - y).abs().max() <= 1e-5 * y.abs().max()
+
+
+def test_gradients_of_both_forms_agree() -> None:
+    torch.manual_seed(0)
+    cell = TimeMix(6).double()
+    x = torch.randn(2, BLOCK + 8, 6, dtype=torch.float64, requires_grad=True)
+    wanted = [x, *cell.parameters()]
+    parallel = torch.autograd.grad(cell(x).square().sum(), wanted)
+    stepped = torch.autograd.grad(unrolled(cell, x, start_state(cell, 2))[0].square().sum(), wanted)
+    for ours, reference in zip(parallel, stepped, strict=True):
+        assert reference.abs().max() > 0
+        assert (ours - reference).abs().max() <= 1e-10 * reference.abs().max()  # float64, sums in another order
+
+
+@pytest.mark.parametrize("cell", [TimeMix(6), ChannelMix(6, 10)], ids=["time", "channel"])
+def test_padding_of_frames_never_reaches_outputs_or_state(cell: StreamingModule) -> None:
+    """Token models never see NaN; a cell of a sensor model does."""
+    real, time = 3, BLOCK + 2
+    x = torch.randn(1, time, 6, generator=torch.Generator().manual_seed(0))
+    x[:, real:] = float("nan")
+    with torch.no_grad():
+        y, after = chunk(cell, x, start_state(cell), torch.tensor([real]))
+        wanted, state = chunk(cell, x[:, :real], start_state(cell))
+    torch.testing.assert_close(y[:, :real], wanted, rtol=1e-5, atol=1e-6)
+    for name, tensor in state.items():
+        torch.testing.assert_close(after[name], tensor, rtol=1e-5, atol=1e-6)

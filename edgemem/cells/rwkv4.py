@@ -142,6 +142,9 @@ class ChannelMix(StreamingModule):
 
     def chunk(self, x: Tensor, state: State, valid: Tensor | None = None) -> tuple[Tensor, State]:
         """Frames of x [batch, time, width] from `valid` on are padding."""
+        if x.shape[1] == 1 and valid is None:
+            y, after = self.step(x[:, 0], state)
+            return y[:, None], after
         x = cleared(x, valid)
         rows = torch.cat([state["shift"][:, None], x], dim=1)
         return self._mixed(x, rows[:, :-1]), {"shift": taken(rows, valid, 1)[:, 0]}

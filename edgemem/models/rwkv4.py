@@ -26,6 +26,8 @@ from edgemem.state import Port
 
 PAPER = "Peng et al., RWKV: Reinventing RNNs for the Transformer Era, EMNLP 2023 (arXiv:2305.13048)"
 
+BYTES = 256  # the vocabulary of which every token is a byte of UTF-8
+
 
 @dataclass(frozen=True)
 class RWKV4Config:
@@ -43,10 +45,11 @@ class RWKV4Config:
 
 @dataclass(frozen=True)
 class ByteRWKV4Config(RWKV4Config):
-    """About two million parameters over bytes."""
+    """About two million parameters over bytes; with another `vocab`, over tokens that have no text."""
 
     layers: int = 6
     width: int = 160
+    vocab: int = BYTES
 
 
 class Block(Composite):
@@ -133,7 +136,8 @@ MODELS = (
         paper=PAPER,
         summary="Byte language model: constant memory and time per byte",
         config=ByteRWKV4Config,
-        build=lambda config: RWKV4(config, encoding="bytes"),
+        build=lambda config: RWKV4(config, encoding="bytes" if config.vocab == BYTES else None),
         convert=convert,
+        settings_of=settings_of,
     ),
 )
