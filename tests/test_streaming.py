@@ -15,10 +15,12 @@ from tests import zoo
 
 # float32 keeps 7 digits, float64 16; sums of some hundred terms in another order lose the rest
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+SHOWS = 1e-5  # an effect smaller than the tolerance of float32 would pass every comparison unseen
 BATCH = 2
 
 every_model = pytest.mark.parametrize("name", zoo.NAMES)
-cuts = st.lists(st.integers(1, 5), min_size=1, max_size=5)
+cuts = st.lists(st.sampled_from([1, 2, 3, 5, 40]), min_size=1, max_size=5)
+counts_of_units = st.integers(1, 40)
 
 
 def resumable(module: nn.Module) -> bool:
@@ -27,12 +29,18 @@ def resumable(module: nn.Module) -> bool:
 
 
 @every_model
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(
-    dtype=st.sampled_from([torch.float32, torch.float64]), time=st.integers(1, 23), units=cuts, seed=st.integers(0, 99)
+    data=st.data(),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    time=st.integers(1, 70),
+    units=cuts,
+    seed=st.integers(0, 99),
 )
-def test_any_cut_equals_the_whole(name: str, dtype: torch.dtype, time: int, units: list[int], seed: int) -> None:
-    module = zoo.small(name, seed, dtype)
+def test_any_cut_equals_the_whole(
+    name: str, data: st.DataObject, dtype: torch.dtype, time: int, units: list[int], seed: int
+) -> None:
+    module = zoo.small(name, seed, dtype, data.draw(zoo.settings_of(name), label="settings"))
     x = zoo.inputs(module, BATCH, time, seed)
     length = segment_length(module)
     with torch.no_grad():
@@ -48,10 +56,10 @@ def test_any_cut_equals_the_whole(name: str, dtype: torch.dtype, time: int, unit
 
 
 @every_model
-@settings(max_examples=6, deadline=None, derandomize=True)
-@given(first=st.integers(1, 4), second=st.integers(1, 4), seed=st.integers(0, 99))
-def test_any_legal_state_goes_on(name: str, first: int, second: int, seed: int) -> None:
-    module = zoo.small(name, seed, torch.float64)
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(data=st.data(), first=counts_of_units, second=counts_of_units, seed=st.integers(0, 99))
+def test_any_legal_state_goes_on(name: str, data: st.DataObject, first: int, second: int, seed: int) -> None:
+    module = zoo.small(name, seed, torch.float64, data.draw(zoo.settings_of(name), label="settings"))
     length = segment_length(module)
     x = zoo.inputs(module, BATCH, (first + second) * length, seed)
     state = zoo.random_state(module, BATCH, seed)
@@ -65,14 +73,14 @@ def test_any_legal_state_goes_on(name: str, first: int, second: int, seed: int) 
 
 
 @every_model
-@settings(max_examples=6, deadline=None, derandomize=True)
-@given(units=st.integers(1, 4), data=st.data(), seed=st.integers(0, 99))
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(units=counts_of_units, data=st.data(), seed=st.integers(0, 99))
 def test_padding_never_leaks(name: str, units: int, data: st.DataObject, seed: int) -> None:
     """Frames behind `valid` are NaN: outputs before them and the state after are those of the real frames alone."""
-    module = zoo.small(name, seed, torch.float64)
+    module = zoo.small(name, seed, torch.float64, data.draw(zoo.settings_of(name), label="settings"))
     time = max(2, units * segment_length(module))
     time = zoo.whole(module, time)
-    counts = [data.draw(st.integers(0, time), label="valid") for _ in range(BATCH)]
+    counts = [data.draw(st.just(0) | st.integers(0, time), label="valid") for _ in range(BATCH)]
     x, state = zoo.inputs(module, BATCH, time, seed), zoo.random_state(module, BATCH, seed)
     rows = torch.arange(time)[None] >= torch.tensor(counts)[:, None]
 
@@ -123,15 +131,16 @@ def test_outputs_do_not_depend_on_the_future(name: str, at: int) -> None:
 
 @every_model
 def test_every_parameter_and_state_matters(name: str) -> None:
-    module = zoo.small(name, 3, torch.float64)
+    """With the weights that a seed gives: one that starts at 0 behind another 0 would hide a fault in either."""
+    module = zoo.fresh(name, 3, torch.float64)
     x = zoo.inputs(module, BATCH, 3 * max(4, segment_length(module)), 3)
     state = zoo.random_state(module, BATCH, 3)
     with torch.no_grad():
         y, _ = chunk(module, x, state)
         for parameter, tensor in module.named_parameters():
             kept = tensor.clone()
-            tensor.mul_(1.5).add_(0.1 * torch.randn_like(tensor))
-            assert zoo.relative(chunk(module, x, state)[0], y) > 1e-7, f"{parameter} has no effect"
+            tensor.add_(0.1 * torch.randn_like(tensor) * torch.where(tensor == 0, 1.0, tensor))
+            assert zoo.relative(chunk(module, x, state)[0], y) > SHOWS, f"{parameter} has no effect"
             tensor.copy_(kept)
         for key, value in state.items():
             moved = value + 1 if not value.is_floating_point() else value * 0.5 + 0.05 * torch.randn_like(value)
@@ -139,7 +148,7 @@ def test_every_parameter_and_state_matters(name: str) -> None:
             moved = moved.clamp(limit.low, limit.high)
             if torch.equal(moved, value):
                 moved = torch.full_like(value, limit.low)
-            assert zoo.relative(chunk(module, x, {**state, key: moved})[0], y) > 1e-9, f"{key} has no effect"
+            assert zoo.relative(chunk(module, x, {**state, key: moved})[0], y) > SHOWS, f"{key} has no effect"
 
 
 @every_model

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from edgemem.models import configured, spec, specs
 from edgemem.module import StreamingModule, declared_states, floating_dtype, segment_length
 from edgemem.state import StateTensor
+from tests.test_oracles import CASES
 
 # Settings that make each model small; a model that is not named runs at its default configuration.
 SMALL: dict[str, dict[str, object]] = {
@@ -36,10 +38,25 @@ SMALL: dict[str, dict[str, object]] = {
 NAMES = tuple(specs())
 
 
-def small(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> StreamingModule:
-    """A small model with random weights, every parameter moved off values that hide it (a bias of 0)."""
+def settings_of(name: str) -> st.SearchStrategy[dict[str, Any]]:
+    """Random settings of a model, all of them small."""
+    return CASES[name][1]
+
+
+def fresh(
+    name: str, seed: int = 0, dtype: torch.dtype = torch.float32, settings: dict[str, Any] | None = None
+) -> StreamingModule:
+    """A small model (`SMALL`, or other `settings`) with the weights that its seed gives."""
     torch.manual_seed(seed)
-    module = spec(name).build(configured(spec(name), SMALL.get(name, {}))).to(dtype).eval()
+    config = configured(spec(name), SMALL.get(name, {}) if settings is None else settings)
+    return spec(name).build(config).to(dtype).eval()
+
+
+def small(
+    name: str, seed: int = 0, dtype: torch.dtype = torch.float32, settings: dict[str, Any] | None = None
+) -> StreamingModule:
+    """As `fresh`, every parameter moved off values that hide it (a bias of 0)."""
+    module = fresh(name, seed, dtype, settings)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
