@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import math
 from typing import Any
 
 import numpy as np
@@ -17,17 +18,17 @@ def sample(logits: Array, rng: np.random.Generator, temperature: float = 0.0, to
 
     `top_k` keeps only that many of the likeliest tokens. Ties at temperature 0 go to the lowest token.
 
+    A logit of minus infinity rules its token out.
+
     Raises:
-        UsageError: a negative temperature or a `top_k` below 1.
-        InputError: logits that are not one vector of numbers.
+        UsageError: a temperature that is negative or not finite, or a `top_k` that is not a whole number of at least 1.
+        InputError: logits that are not one vector of numbers, or that rule out every token.
     """
-    if not temperature >= 0.0:
-        raise UsageError(f"temperature must be at least 0, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise UsageError(f"top_k must be at least 1, got {top_k}")
-    scores = np.asarray(logits, dtype=np.float64)
-    if scores.ndim != 1 or not len(scores) or np.isnan(scores).any():
-        raise InputError(f"logits: one vector of numbers was wanted, shape {list(scores.shape)} or NaN came")
+    if not 0.0 <= temperature < math.inf:
+        raise UsageError(f"temperature must be a finite number of at least 0, got {temperature}; 0 takes the likeliest")
+    if top_k is not None and (not isinstance(top_k, int | np.integer) or top_k < 1):
+        raise UsageError(f"top_k must be a whole number of at least 1, got {top_k}; leave it out to keep all tokens")
+    scores = checked(logits)
     if temperature == 0.0:
         return int(scores.argmax())
     if top_k is not None and top_k < len(scores):
@@ -35,8 +36,39 @@ def sample(logits: Array, rng: np.random.Generator, temperature: float = 0.0, to
         kept = np.full_like(scores, -np.inf)
         kept[likeliest] = scores[likeliest]
         scores = kept
-    powers = np.exp((scores - scores.max()) / temperature)
+    with np.errstate(over="ignore"):  # a tiny temperature: minus infinity, of which the power is 0
+        powers = np.exp((scores - scores.max()) / temperature)
     return int(rng.choice(len(scores), p=powers / powers.sum()))
+
+
+def checked(logits: Array) -> Array:
+    """The logits in float64, where a token can be drawn from them."""
+    scores = np.asarray(logits, dtype=np.float64)
+    if scores.ndim != 1 or not len(scores):
+        raise InputError(f"logits must be one vector [vocab], got shape {list(scores.shape)}; give those of one step")
+    largest = scores.max()  # NaN if any is
+    if not np.isfinite(largest):
+        raise InputError(f"logits must have a finite maximum, got {largest}; the model's weights or state are damaged")
+    return scores
+
+
+def encode(text: str, encoding: str | None) -> Array:
+    """Token ids [tokens] int64 of a text: in the encoding `bytes`, those of its UTF-8; `Decoder` is the inverse.
+
+    Bytes that Python read from a command line and could not decode (surrogate escapes) come back as they were.
+
+    Raises:
+        UsageError: an encoding other than `bytes`.
+        InputError: a text that has no UTF-8.
+    """
+    if encoding != "bytes":
+        raise UsageError(f"encoding {encoding!r} makes no tokens of text; there is 'bytes'")
+    try:
+        return np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8).astype(np.int64)
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"text: character {error.start} is {text[error.start]!a}, half of a pair, which UTF-8 has not; leave it out"
+        ) from error
 
 
 class Decoder:
@@ -52,8 +84,16 @@ class Decoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace") if encoding else None
 
     def push(self, token: int) -> str:
-        """The text that is complete with this token, often none."""
-        return f"{token} " if self._utf8 is None else self._utf8.decode(bytes([token]))
+        """The text that is complete with this token, often none.
+
+        Raises:
+            InputError: a token that is not a byte, where the encoding is `bytes`.
+        """
+        if self._utf8 is None:
+            return f"{token} "
+        if not 0 <= token <= 255:
+            raise InputError(f"token {token} is not a byte, 0 to 255; the model's encoding is not 'bytes'")
+        return self._utf8.decode(bytes([token]))
 
     def flush(self) -> str:
         """What is left of a character whose end never came."""

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgemem.errors import InputError, UsageError
-from edgemem.generate import Decoder, sample
+from edgemem.generate import Decoder, encode, sample
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -41,20 +41,46 @@ def test_equal_seeds_draw_equal_tokens() -> None:
     [
         ({"temperature": -1.0}, UsageError, "at least 0, got -1"),
         ({"temperature": float("nan")}, UsageError, "got nan"),
+        ({"temperature": float("inf")}, UsageError, "finite number of at least 0, got inf"),
         ({"top_k": 0}, UsageError, "at least 1, got 0"),
+        ({"top_k": 1.5}, UsageError, "whole number of at least 1, got 1.5"),
     ],
 )
 def test_wrong_settings_are_refused(arguments: dict[str, float], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         sample(np.zeros(3), rng(), **arguments)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"\[2, 2\]"):
-        sample(np.zeros((2, 2)), rng())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("logits", "message"),
+    [
+        (np.zeros((2, 2)), r"shape \[2, 2\]"),
+        (np.zeros(0), r"shape \[0\]"),
+        (np.array([0.0, np.nan]), "got nan"),
+        (np.array([0.0, np.inf]), "got inf"),
+        (np.full(3, -np.inf), "got -inf"),
+    ],
+)
+def test_logits_without_a_token_are_refused(logits: np.ndarray, message: str, temperature: float) -> None:
+    with pytest.raises(InputError, match=message):
+        sample(logits, rng(), temperature)
+
+
+def test_tokens_that_are_ruled_out_are_never_drawn() -> None:
+    generator = rng()
+    drawn = {sample(np.array([-np.inf, 0.0, 0.0]), generator, 1.0, top_k=3) for _ in range(100)}
+    assert drawn == {1, 2}
+    assert sample(np.array([0.0, 2.0, 1.0]), generator, 1e-320) == 1  # the smallest numbers there are
 
 
 @given(st.text(max_size=30))
 def test_bytes_become_the_text_they_were(text: str) -> None:
     decoder = Decoder("bytes")
-    assert "".join(decoder.push(byte) for byte in text.encode()) + decoder.flush() == text
+    tokens = encode(text, "bytes")
+    assert tokens.dtype == np.int64
+    assert tokens.tolist() == list(text.encode())
+    assert "".join(decoder.push(int(token)) for token in tokens) + decoder.flush() == text
 
 
 def test_half_a_character_waits_and_ends_as_a_replacement() -> None:
@@ -64,3 +90,17 @@ def test_half_a_character_waits_and_ends_as_a_replacement() -> None:
     assert Decoder(None).push(17) == "17 "
     with pytest.raises(UsageError, match="'bpe'"):
         Decoder("bpe")
+
+
+@pytest.mark.parametrize("token", [-1, 256])
+def test_a_token_that_is_no_byte_is_refused(token: int) -> None:
+    with pytest.raises(InputError, match=f"token {token} is not a byte"):
+        Decoder("bytes").push(token)
+
+
+def test_text_that_has_no_bytes_is_refused() -> None:
+    assert encode("a\udcff", "bytes").tolist() == [97, 255]  # how Python reads byte 255 from a command line
+    with pytest.raises(InputError, match=r"character 1 is '\\ud800'"):
+        encode("a\ud800", "bytes")
+    with pytest.raises(UsageError, match="encoding None"):
+        encode("a", None)
