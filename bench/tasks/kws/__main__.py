@@ -151,6 +151,7 @@ def run(options: argparse.Namespace) -> None:
     if not options.evaluate:
         model, facts = trained(options.data, recipe, lambda line: print(line, flush=True))
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, target)
+        target.chmod(0o644)  # a package's data is everyone's to read
     model = build_model(MODEL, checkpoint=target)[0]  # type: ignore[assignment]
     found, counts = measured(model, options.data)
     result = {

@@ -9,12 +9,15 @@ Sounds may be warped in frequency, which makes another speaker of the same words
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from edgemem.frontend import FrontEnd, hann, mel
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 FRONT_END = FrontEnd(stack=2)
 WARPS = tuple(float(factor) for factor in np.geomspace(0.8, 1.25, 13))  # the middle one is 1
@@ -36,13 +39,14 @@ def filter_banks() -> Tensor:
     return torch.from_numpy(np.stack(banks)).float()
 
 
-def filters(hz: np.ndarray) -> np.ndarray:
+def filters(hz: Array) -> Array:
     """The weight of every mel filter at some frequencies: [bins] to [bins, mels]."""
     points = np.linspace(mel(FRONT_END.low_hz), mel(FRONT_END.high_hz), FRONT_END.mels + 2)
     edges = 700.0 * np.expm1(points / 1127.0)
     low, middle, high = edges[:-2], edges[1:-1], edges[2:]
     rising, falling = (hz[:, None] - low) / (middle - low), (high - hz[:, None]) / (high - middle)
-    return np.maximum(0.0, np.minimum(rising, falling))
+    weights: Array = np.maximum(0.0, np.minimum(rising, falling))
+    return weights
 
 
 def features_of(sound: Tensor, warp: Tensor | None = None, tone: Tensor | None = None) -> Tensor:
