@@ -12,7 +12,7 @@ and where a word begins before the last one's time is over, the new word's times
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from bench.tasks.kws.noise import NoiseBank, Random, Rooms
 from bench.tasks.kws.words import SILENCE, UNKNOWN, label_of
 from bench.tasks.kws.wordset import SAMPLE_RATE, SPEECH_RMS, Spoken, WordSet
 from edgemem.audio import FrontEnd
+from edgemem.tasks.kws import KEYWORDS
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -144,6 +145,33 @@ def row_labels(placed: Sequence[Placed], frontend: FrontEnd, rows: int, known_sh
     return labels
 
 
+class Surroundings:
+    """Where sounds of one length are heard: the room, other sounds, the microphone, how loud it all is.
+
+    Babble is made of `words`; those in `known` run backwards in it.
+    """
+
+    def __init__(
+        self, words: WordSet, samples: int, seed: int, recipe: Recipe, known: Collection[str] = KEYWORDS
+    ) -> None:
+        self.samples, self.recipe = samples, recipe
+        self._noise = NoiseBank(words, seed, known=known)
+        self._rooms = Rooms(samples, seed)
+
+    def heard(self, sound: Array, random: Random, speech: bool = True) -> Array:
+        """A sound [samples] as it is heard, in [-1, 1]; without `speech` in it, no echoes."""
+        recipe = self.recipe
+        if speech and random.random() < recipe.reverb:
+            sound = self._rooms.heard(sound, random)
+        if random.random() >= recipe.clean:
+            sound = in_noise(sound, self._noise.draw(self.samples, random), random.uniform(*recipe.snr_db))
+        if random.random() < recipe.tilt:
+            sound = tilted(sound, random.uniform(-0.5, 0.9))
+        sound = sound * gain(random.uniform(*recipe.gain_db))
+        sound += self._noise.excerpt("white", self.samples, random) * gain(random.uniform(*recipe.floor_db))
+        return np.clip(sound, -1.0, 1.0)
+
+
 class StreamMaker:
     """Training sequences without an end, the same ones for the same seed.
 
@@ -163,8 +191,7 @@ class StreamMaker:
         self.rows = frontend.rows(self.samples)
         self._by_label = words.by_label()
         self._random = np.random.default_rng(seed)
-        self._noise = NoiseBank(words, seed)
-        self._rooms = Rooms(self.samples, seed)
+        self._around = Surroundings(words, self.samples, seed, self.recipe)
 
     def batch(self, n: int) -> tuple[Array, Array]:
         """Features [n, rows, width] float32 and labels [n, rows] int64 of the next n sequences."""
@@ -178,14 +205,5 @@ class StreamMaker:
 
     def sequence(self) -> tuple[Array, list[Placed]]:
         """The next sequence: sound [samples] float32 in [-1, 1], and the words in it."""
-        random, recipe = self._random, self.recipe
-        sound, placed = stream(self.words, self._by_label, random, self.samples, recipe)
-        if placed and random.random() < recipe.reverb:
-            sound = self._rooms.heard(sound, random)
-        if random.random() >= recipe.clean:
-            sound = in_noise(sound, self._noise.draw(self.samples, random), random.uniform(*recipe.snr_db))
-        if random.random() < recipe.tilt:
-            sound = tilted(sound, random.uniform(-0.5, 0.9))
-        sound = sound * gain(random.uniform(*recipe.gain_db))
-        sound += self._noise.excerpt("white", self.samples, random) * gain(random.uniform(*recipe.floor_db))
-        return np.clip(sound, -1.0, 1.0), placed
+        sound, placed = stream(self.words, self._by_label, self._random, self.samples, self.recipe)
+        return self._around.heard(sound, self._random, speech=bool(placed)), placed

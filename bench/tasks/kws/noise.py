@@ -4,13 +4,13 @@ white, pink, brown    power falling by 0, 3, 6 dB per octave
 hum                   mains of 50 or 60 Hz with its harmonics, swelling slowly
 clicks                knocks: short resonances at random times
 tones                 notes with harmonics, one after the other, as music would
-babble                many words of the word set at once, keywords backwards
+babble                many words of the word set at once, those to be known backwards
 recorded              background noise that came with the word set
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -91,14 +91,14 @@ def scattered(samples: int, length: int, per_second: float, sound: Callable[[], 
     return total[:samples]
 
 
-def babble(samples: int, words: WordSet, random: Random) -> Array:
-    """Layers of words in a row, all at once. Keywords run backwards, so that none is heard in it."""
+def babble(samples: int, words: WordSet, random: Random, known: Collection[str] = KEYWORDS) -> Array:
+    """Layers of words in a row, all at once. Those in `known` run backwards, so that none of them is heard in it."""
     total = np.zeros(samples)
     for _ in range(BABBLE_LAYERS):
         at = 0
         while at < samples:
             word = words[int(random.integers(len(words)))]
-            backwards = word.word in KEYWORDS or random.random() < 0.5
+            backwards = word.word in known or random.random() < 0.5
             sound = word.sound[::-1] if backwards else word.sound
             sound = sound[: samples - at]
             total[at : at + len(sound)] += sound
@@ -109,7 +109,9 @@ def babble(samples: int, words: WordSet, random: Random) -> Array:
 class NoiseBank:
     """Some seconds of every kind of noise, to draw excerpts from."""
 
-    def __init__(self, words: WordSet, seed: int, seconds: float = BANK_SECONDS) -> None:
+    def __init__(
+        self, words: WordSet, seed: int, seconds: float = BANK_SECONDS, known: Collection[str] = KEYWORDS
+    ) -> None:
         random = np.random.default_rng(seed)
         samples = round(seconds * SAMPLE_RATE)
         kinds = {
@@ -119,7 +121,7 @@ class NoiseBank:
             "hum": hum(samples, random),
             "clicks": clicks(samples, random),
             "tones": tones(samples, random),
-            "babble": babble(samples, words, random),
+            "babble": babble(samples, words, random, known),
         }
         if words.background:
             kinds["recorded"] = np.concatenate([leveled(noise) for noise in words.background])
