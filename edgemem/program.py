@@ -49,6 +49,7 @@ class Program(ABC):
 
     runtime: str
     contract: Contract
+    weight_bytes: int  # of the weights as they are stored, shared by all streams
 
     @abstractmethod
     def new_state(self) -> StateBlock:

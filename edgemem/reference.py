@@ -42,6 +42,7 @@ class TorchProgram(Program):
 
     def __init__(self, module: nn.Module, contract: Contract) -> None:
         self.module, self.contract = module.eval(), contract
+        self.weight_bytes = sum(tensor.nbytes for tensor in module.state_dict().values())
         self._ports = [port.name for port in contract.inputs if port.role != "valid"]
         self._valid = next((port.name for port in contract.inputs if port.role == "valid"), None)
 

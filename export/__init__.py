@@ -2,6 +2,7 @@
 
 to_onnx(module, example, "m.onnx")      any module that declares its states
 export_model("rwkv4", "r.onnx")         a model of the zoo
+torch_program("rwkv4")                  the same as a program, no file written
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgemem.export.exporter import export_model, to_onnx
+    from edgemem.export.exporter import export_model, to_onnx, torch_program
 
-__all__ = ["export_model", "to_onnx"]
+__all__ = ["export_model", "to_onnx", "torch_program"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -106,9 +106,34 @@ def exported(
     model = graph.step_graph(program, signature, list(parameters))
     starts = {n: streaming.start_value(module, n, s).detach() for n, s in states.items() if isinstance(s.start, str)}
     graph.add_starts(model, starts)
-    contract = contract_of(module, signature, model, parameters, starts, chunk, batch, facts)
+    present = {name.removesuffix(".T") for name in model.graph.initializers}
+    contract = contract_of(module, signature, present, parameters, starts, chunk, batch, facts)
     with staging(path) as folder:
         return certified(module, model, contract, folder / path.name, limit)
+
+
+def torch_program(
+    name: str,
+    frames: int = 1,
+    settings: Mapping[str, object] | None = None,
+    *,
+    seed: int | None = None,
+    checkpoint: str | Path | None = None,
+) -> TorchProgram:
+    """A model of the zoo as a program that torch runs, no file written; see `edgemem.models.build_model`.
+
+    A step takes `frames` frames, rounded up to whole segments.
+    """
+    from edgemem.models import build_model
+
+    module, facts = build_model(name, settings, seed, checkpoint)
+    length, states = streaming.segment_length(module), streaming.declared_states(module)
+    chunk = -(-frames // length)
+    valid = chunk * length > 1 or int(getattr(module, "look_ahead", 0)) > 0
+    signature = Signature(module.inputs, module.outputs, states, valid)
+    parameters = {key: tensor.detach() for key, tensor in module.state_dict().items()}
+    starts = {n: streaming.start_value(module, n, s).detach() for n, s in states.items() if isinstance(s.start, str)}
+    return TorchProgram(module, contract_of(module, signature, parameters, parameters, starts, chunk, 1, facts))
 
 
 def input_ports(module: nn.Module, example: Frames | None) -> tuple[Port, ...]:
@@ -182,15 +207,14 @@ def sample(ports: tuple[Port, ...], batch: int, frames: int) -> Frames:
 def contract_of(
     module: nn.Module,
     signature: Signature,
-    model: ir.Model,
+    present: Collection[str],
     parameters: Mapping[str, Tensor],
     starts: Mapping[str, Tensor],
     chunk: int,
     batch: int,
     facts: dict[str, Any],
 ) -> Contract:
-    """The contract of the graph, its certificate still missing."""
-    present = {name.removesuffix(".T") for name in model.graph.initializers}
+    """The contract of the graph that holds the `present` parameters, its certificate still missing."""
     tensors = {name: tensor_digest(p.numpy()) for name, p in parameters.items() if name in present}
     tensors |= {name + START: tensor_digest(start.numpy()) for name, start in starts.items()}
     length = streaming.segment_length(module)

@@ -75,6 +75,7 @@ class OrtProgram(Program):
 
     def __init__(self, model: modelfile.ModelFile, session: onnxruntime.InferenceSession) -> None:
         self.contract = model.contract
+        self.weight_bytes = model.onnx.weight_bytes
         self._start = modelfile.start_values(model)
         self._session = session
 

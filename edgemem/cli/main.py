@@ -20,6 +20,7 @@ COMMANDS = {
     "export": "Export a model to ONNX with its state under a contract.",
     "inspect": "Show a model file: contract, sizes, cost per step.",
     "run": "Stream audio, arrays or text through a model file.",
+    "eval": "Judge a model by a task, on a held-out excerpt.",
     "verify": "Prove that a model file computes what its torch module computes.",
     "demo": "Run the whole way, on real audio, in about a minute.",
     "doctor": "Show what is installed, what is missing, and the command that installs it.",

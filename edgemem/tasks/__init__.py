@@ -1,1 +1,63 @@
-"""Tasks that judge a model by streaming it: loaders, metrics, shipped checkpoints and excerpts."""
+"""Tasks: what a model is judged by. Each is one file of this folder, found by its name in `TASKS`.
+
+A task file has two functions:
+
+    evaluate(program, limit=None, tick=...) -> Score    streams the task's packaged excerpt through a program
+    refusal(contract) -> str | None                     what the task wants and the model has not, if anything
+
+`evaluate` sees a `Program` and its streams and nothing else, so the same number judges a torch module, an exported
+file, a quantized and a compiled one. `limit` takes only that many items of the excerpt, `tick(share)` hears of the
+progress.
+A name joins by one line in `TASKS`; a model fits or is refused with a sentence.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from edgemem.errors import UsageError
+from edgemem.text import nearest
+
+if TYPE_CHECKING:
+    from edgemem.contract import Contract
+    from edgemem.program import Program
+
+TASKS = (
+    "kws",  # keyword spotting: accuracy on clean held-out voices
+)
+
+Tick = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a task found: `value` in the unit that `metric` names, and JSON-able `details`."""
+
+    metric: str
+    value: float
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """The functions of a task file."""
+
+    def evaluate(self, program: Program, limit: int | None = None, tick: Tick = ...) -> Score: ...
+    def refusal(self, contract: Contract) -> str | None: ...
+
+
+def task(name: str) -> Task:
+    """The task called `name`.
+
+    Raises:
+        UsageError: there is none; the nearest name is suggested.
+    """
+    if name not in TASKS:
+        raise UsageError(f"unknown task {name!r}{nearest(name, TASKS)}; there are {', '.join(TASKS)}")
+    return cast(Task, importlib.import_module(f"edgemem.tasks.{name}"))
+
+
+def quiet(share: float) -> None:
+    """A `tick` that tells nobody."""
