@@ -11,6 +11,7 @@ Peng et al., "RWKV: Reinventing RNNs for the Transformer Era", Findings of EMNLP
             q = max(pp, u + k)          wkv = (e^{pp-q} aa + e^{u+k-q} v) / (e^{pp-q} bb + e^{u+k-q})
             q = max(pp + w, k)          aa = e^{pp+w-q} aa + e^{k-q} v      bb = e^{pp+w-q} bb + e^{k-q}      pp = q
     chunk   the same sums over a block of frames at once, each scaled by its own largest exponent
+    forward the same sums for training, see `edgemem.cells.wkv`
 
     channel mixing   y = sigmoid(Wr x^r) (Wv relu(Wk x^k)^2)
 """
@@ -21,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from edgemem.cells.legendre import cleared, taken
+from edgemem.cells.wkv import EMPTY, WeightedAverage
 from edgemem.module import State, StreamingModule
 from edgemem.state import StateTensor
 
-LOWEST = -1e30  # exponent of an empty sum: finite, so that differences of two are 0 and not NaN
 BLOCK = 32  # frames whose pairwise exponents [BLOCK, BLOCK + 1, width] are held at once
 
 
@@ -59,20 +60,13 @@ class TimeMix(StreamingModule):
             StateTensor("shift", (width,)),
             StateTensor("wkv_num", (width,), wide=True),
             StateTensor("wkv_den", (width,), low=0.5, high=8.0, wide=True),
-            StateTensor("wkv_max", (width,), start=LOWEST, low=-4.0, high=4.0, wide=True),
+            StateTensor("wkv_max", (width,), start=EMPTY, low=-4.0, high=4.0, wide=True),
         )
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         r, k, v = self._projected(x, state["shift"])
-        aa, bb, pp, decay = state["wkv_num"], state["wkv_den"], state["wkv_max"], -torch.exp(self.time_decay)
-        now = self.time_first + k
-        q = torch.maximum(pp, now)
-        old, new = torch.exp(pp - q), torch.exp(now - q)
-        wkv = (old * aa + new * v) / (old * bb + new)
-        q = torch.maximum(pp + decay, k)
-        old, new = torch.exp(pp + decay - q), torch.exp(k - q)
-        after = {"shift": x, "wkv_num": old * aa + new * v, "wkv_den": old * bb + new, "wkv_max": q}
-        return self.output(r * wkv), after
+        wkv, (aa, bb, pp) = self._advanced(k, v, state["wkv_num"], state["wkv_den"], state["wkv_max"])
+        return self.output(r * wkv), {"shift": x, "wkv_num": aa, "wkv_den": bb, "wkv_max": pp}
 
     def chunk(self, x: Tensor, state: State, valid: Tensor | None = None) -> tuple[Tensor, State]:
         """All projections at once, then the sums block by block.
@@ -97,10 +91,29 @@ class TimeMix(StreamingModule):
         after = {"shift": shift, "wkv_num": last[0], "wkv_den": last[1], "wkv_max": last[2]}
         return self.output(r * torch.cat(rows, dim=1)), after
 
+    def forward(self, x: Tensor) -> Tensor:
+        """The whole sequence x [batch, time, width], with a gradient of its own: what training runs."""
+        r, k, v = self._projected(x, shifted(x, torch.zeros_like(x[:, 0])))
+        wkv = WeightedAverage.apply(-torch.exp(self.time_decay), self.time_first, k, v)  # type: ignore[no-untyped-call]
+        y: Tensor = self.output(r * wkv)
+        return y
+
     def _projected(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """r, k, v of frames and the frames before them."""
         r = torch.sigmoid(self.receptance(mixed(x, past, self.time_mix_r)))
         return r, self.key(mixed(x, past, self.time_mix_k)), self.value(mixed(x, past, self.time_mix_v))
+
+    def _advanced(
+        self, k: Tensor, v: Tensor, aa: Tensor, bb: Tensor, pp: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """wkv [batch, width] of a frame from the sums before it, and the sums after it."""
+        now, decayed = self.time_first + k, pp - torch.exp(self.time_decay)
+        q = torch.maximum(pp, now)
+        old, new = torch.exp(pp - q), torch.exp(now - q)
+        wkv = (old * aa + new * v) / (old * bb + new)
+        q = torch.maximum(decayed, k)
+        old, new = torch.exp(decayed - q), torch.exp(k - q)
+        return wkv, (old * aa + new * v, old * bb + new, q)
 
     def _block(
         self, k: Tensor, v: Tensor, aa: Tensor, bb: Tensor, pp: Tensor
@@ -110,7 +123,7 @@ class TimeMix(StreamingModule):
         age = torch.arange(time, device=k.device)[:, None] - torch.arange(time, device=k.device)[None, :]
         steps = age.clamp(min=0).to(k.dtype)[:, :, None] * decay  # [time, time, width]: (t - i) w
         exponents = torch.where(
-            (age >= 0)[None, :, :, None], steps[None] + k[:, None], torch.full_like(k[:, None], LOWEST)
+            (age >= 0)[None, :, :, None], steps[None] + k[:, None], torch.full_like(k[:, None], EMPTY)
         )
         carried = pp[:, None] + torch.arange(1, time + 1, device=k.device).to(k.dtype)[:, None] * decay
         top = torch.maximum(exponents.amax(dim=2), carried)  # [batch, time, width]
