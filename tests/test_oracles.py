@@ -52,6 +52,20 @@ WINDOWS: dict[str, st.SearchStrategy[Any]] = {
     "look_ahead": st.integers(0, 5),
 }
 
+SPOTTERS: dict[str, st.SearchStrategy[Any]] = {
+    "features": st.sampled_from([4, 6]),
+    "forget": st.sampled_from([0.8, 1.0]),
+}
+LMUFORMERS: dict[str, st.SearchStrategy[Any]] = {
+    "layers": few,
+    "order": small,
+    "channels": st.integers(1, 3),
+    "window": windows,
+    "convolutions": few,
+    "kernel": st.integers(1, 4),
+    "expand": few,
+}
+
 CASES: dict[str, tuple[str, Settings]] = {
     "rwkv4": ("rwkv4", sizes(layers=few, width=small, vocab=small, ffn=st.sampled_from([0, 5]), tied=st.booleans())),
     "lm-rwkv4": ("rwkv4", sizes(layers=few, width=small, vocab=small)),
@@ -71,20 +85,15 @@ CASES: dict[str, tuple[str, Settings]] = {
             ),
         ),
     ),
-    "kws-lmuformer": (
-        "kws_lmuformer",
-        sizes(
-            layers=few,
-            width=small,
-            order=small,
-            channels=st.integers(1, 3),
-            window=windows,
-            convolutions=few,
-            kernel=st.integers(1, 4),
-            expand=few,
-            features=st.sampled_from([4, 6]),
-            forget=st.sampled_from([0.8, 1.0]),
-        ),
+    "kws-lmuformer": ("kws_lmuformer", sizes(**SPOTTERS, **LMUFORMERS, width=small)),
+    "kws-spiking-lmuformer": (
+        "kws_spiking",
+        sizes(**SPOTTERS, **LMUFORMERS, width=small, decay=st.sampled_from([0.0, 0.5])),
+    ),
+    "kws-gru": ("kws_gru", sizes(**SPOTTERS, layers=few, width=small)),
+    "kws-transformer": (
+        "kws_transformer",
+        sizes(HEADS, **SPOTTERS, layers=few, ffn=small, segment=st.integers(2, 4), left=st.integers(1, 6)),
     ),
     "memformer": ("memformer", sizes(HEADS, **MEMORIES, features=small, vocab=st.sampled_from([0, 5]))),
     "memformer-seq2seq": ("memformer", sizes(HEADS, **MEMORIES, vocab=small)),

@@ -29,6 +29,7 @@ from edgemem.errors import ConfigError
 from edgemem.module import Composite, Run, State, StreamingModule
 from edgemem.state import StateTensor
 
+SHORT = 256  # steps up to which the parallel form is a matrix product
 BLOCK = 8  # steps that the chunk form advances by one matrix product; its constants are [BLOCK, order, order]
 
 
@@ -61,12 +62,26 @@ def impulse_response(a: NDArray[np.float64], b: NDArray[np.float64], time: int) 
 
 
 def causal_convolution(u: Tensor, response: Tensor) -> Tensor:
-    """sum_k response_k u_{t-k}: u [batch, time, channels], response [time, order] -> [batch, time, channels, order]."""
-    time = u.shape[1]
+    """sum_k response_k u_{t-k}: u [batch, time, channels], response [time, order] -> [batch, time, channels, order].
+
+    By one product with all shifts of the response where the sequence is short, else by FFT.
+    """
+    (batch, time, channels), order = u.shape, response.shape[1]
+    if time <= SHORT:
+        product = u.transpose(1, 2).reshape(-1, time) @ shifts(response)
+        return product.reshape(batch, channels, time, order).transpose(1, 2)
     size = 2 * time  # zeros up to here keep the end of the circular convolution off its beginning
     spectrum = torch.fft.rfft(u, size, dim=1)[..., None] * torch.fft.rfft(response, size, dim=0)[:, None, :]
     convolved: Tensor = torch.fft.irfft(spectrum, size, dim=1)
     return convolved[:, :time]
+
+
+def shifts(response: Tensor) -> Tensor:
+    """response_{t-k} in row k, columns (t, :), zeros where k > t: [time, order] -> [time, time * order]."""
+    time, order = response.shape
+    padded = torch.cat([response.new_zeros(time - 1, order), response])
+    windows = padded.unfold(0, time, 1)  # [time, order, time], the first one ending in response_0
+    return windows.flip(0).transpose(1, 2).reshape(time, time * order)
 
 
 def cleared(x: Tensor, valid: Tensor | None) -> Tensor:

@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 
     from edgemem.module import StreamingModule
 
-FILES = ("rwkv4", "lmu", "kws_lmuformer", "memformer", "folding")  # each lists one or more MODELS
+FILES = (
+    "rwkv4",
+    "lmu",
+    "kws_lmuformer",
+    "kws_spiking",
+    "kws_gru",
+    "kws_transformer",
+    "memformer",
+    "folding",
+)  # each lists one or more MODELS
 
 
 @dataclass(frozen=True)

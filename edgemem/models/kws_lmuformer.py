@@ -6,37 +6,29 @@
                            x <- x + W2 relu(depthwise causal conv(W1 norm x))                tail
     head                   logits, averaged over time                                        sum, weight
 
-One row of logits per row of input; nothing looks ahead. The paper's convolutions pad both sides and its batch
-normalisation needs statistics of training; here convolutions are causal and each row is normalised by itself
-(LayerNorm), so training and streaming are one form with nothing to fold. The average forgets (`forget` < 1), so
-that the spotter works on a stream without an end; with `forget` = 1 it is the paper's.
+Input and average are those of all spotters (`edgemem.models.kws`). The paper's convolutions pad both sides and its
+batch normalisation needs statistics of training; here convolutions are causal and each row is normalised by itself
+(LayerNorm), so training and streaming are one form with nothing to fold. With `forget` = 1 the average is the paper's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgemem.audio import FrontEnd
-from edgemem.cells.average import RunningAverage
 from edgemem.cells.convolution import CausalConv1d
 from edgemem.cells.legendre import LMU
-from edgemem.errors import ConfigError
 from edgemem.models import ModelSpec, at_least
+from edgemem.models.kws import Spotter, SpotterConfig
 from edgemem.models.lmu import check_window
 from edgemem.module import Composite, Run
-from edgemem.state import Port
 from edgemem.tasks.kws import LABELS
-
-SECONDS_PER_ROW = 0.02
-STACK = 2
 
 
 @dataclass(frozen=True)
-class KWSConfig:
+class KWSConfig(SpotterConfig):
     """Sizes of `kws-lmuformer`. `expand` is the inner width of the channel mixer in units of `width`."""
 
     layers: int = 2
@@ -47,16 +39,11 @@ class KWSConfig:
     convolutions: int = 4
     kernel: int = 3
     expand: int = 2
-    features: int = 80  # per row: STACK frames of features / STACK mel bands
-    forget: float = 0.85  # of the averaged logits, per row
 
     def __post_init__(self) -> None:
-        at_least(self, layers=1, width=2, order=1, channels=1, convolutions=1, kernel=1, expand=1, features=2 * STACK)
+        super().__post_init__()
+        at_least(self, layers=1, width=2, order=1, channels=1, convolutions=1, kernel=1, expand=1)
         check_window(self, self.window)
-        if not 0.0 < self.forget <= 1.0:
-            raise ConfigError(f"KWSConfig.forget must be in (0, 1], got {self.forget}; 1 averages the whole input")
-        if self.features % STACK:
-            raise ConfigError(f"KWSConfig.features must be a multiple of {STACK}, got {self.features}")
 
 
 class Mixer(Composite):
@@ -88,22 +75,12 @@ class Block(Composite):
         return x + run("mixer", self.mixer_norm(x))
 
 
-class KWSLMUFormer(Composite):
-    """x [batch, time, features] to logits [batch, time, 12], averaged over the recent rows.
-
-    `center` and `scale` [features] bring log-mels to about zero mean and unit variance; they are fixed, found on
-    training audio, and part of the weights so that every runtime applies them.
-    """
-
-    seconds_per_frame = SECONDS_PER_ROW
-    center: Tensor
-    scale: Tensor
+class KWSLMUFormer(Spotter):
+    """x [batch, time, features] to logits [batch, time, 12], averaged over the recent rows."""
 
     def __init__(self, config: KWSConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         sizes = [config.features, *[config.width] * config.convolutions]
-        self.register_buffer("center", torch.full((config.features,), -6.0))
-        self.register_buffer("scale", torch.full((config.features,), 0.25))
         self.embed = nn.ModuleList(
             CausalConv1d(sizes[index], config.width, config.kernel) for index in range(config.convolutions)
         )
@@ -111,17 +88,8 @@ class KWSLMUFormer(Composite):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, len(LABELS))
-        self.average = RunningAverage(len(LABELS), config.forget)
-        front_end = FrontEnd(mels=config.features // STACK, stack=STACK)
-        self.inputs = (Port("features", (config.features,), frontend=front_end.to_dict()),)
-        self.outputs = (Port("logits", (len(LABELS),), role="logits", labels=LABELS),)
-
-    def flow(self, x: Tensor, run: Run) -> Tensor:
-        return run("average", self.scores(x, run))
 
     def scores(self, x: Tensor, run: Run) -> Tensor:
-        """Logits [..., 12] of each row, before they are averaged."""
-        x = (x - self.center) * self.scale
         for index, norm in enumerate(self.embed_norms):
             x = functional.relu(norm(run(f"embed.{index}", x)))
         for index in range(len(self.blocks)):
