@@ -48,9 +48,9 @@ def machine() -> dict[str, str | int | None]:
     return {"cpu": model, "cores": os.cpu_count(), "system": platform.system(), "python": platform.python_version()}
 
 
-def write(name: str, result: Mapping[str, Any]) -> Path:
-    """Store a result under bench/results, with the machine's description."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def write(name: str, result: Mapping[str, Any], folder: Path = RESULTS) -> Path:
+    """Store a result under bench/results, or another folder, with the machine's description."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **result}, indent=1, sort_keys=True) + "\n")
     return path

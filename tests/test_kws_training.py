@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bench.tasks.kws import augment, evaluate, train
-from bench.tasks.kws.augment import Placed
+from bench.tasks.kws import augment, card, evaluate, evaluation, measure, pool, train, voices
+from bench.tasks.kws.augment import Placed, or_silence
 from bench.tasks.kws.features import FRONT_END, WARPS, features_of
+from bench.timing import RESULTS
 from edgemem.checkpoints import packaged
 from edgemem.models import build_model
 from edgemem.models.kws_lmuformer import KWSConfig, KWSLMUFormer
@@ -28,13 +29,13 @@ def tiny() -> KWSLMUFormer:
 
 
 def toy_batches(seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows whose first bands say which of two labels they have; every fifth row has none."""
+    """Rows whose first bands say which of two labels they have; in every fifth row silence would do too."""
     draw = torch.Generator().manual_seed(seed)
     while True:
         labels = torch.randint(2, (4, 1), generator=draw).expand(4, 20).clone()
         x = torch.randn(4, 20, FRONT_END.width, generator=draw) - 5.0
         x[:, :, :10] += 6.0 * labels[:, :, None]
-        labels[:, ::5] = augment.IGNORE
+        labels[:, ::5] = or_silence(labels[:, ::5])
         yield x, labels
 
 
@@ -73,6 +74,27 @@ def test_disguises_are_all_warps_and_smooth_tones() -> None:
     assert (warp == len(WARPS) // 2).all() and (tone == 0).all() and WARPS[len(WARPS) // 2] == pytest.approx(1.0)
 
 
+def test_a_pool_gives_every_sequence_once_in_each_round() -> None:
+    features = np.arange(10, dtype=np.float16)[:, None, None] * np.ones((1, 3, FRONT_END.width), np.float16) - 6
+    kept = pool.Pool(features, np.arange(30, dtype=np.int8).reshape(10, 3))
+    plain = train.Recipe(batch=5, tone=0.0, gain=0.0)
+    source = pool.batches(kept, plain)
+    rounds = [torch.cat([next(source)[1][:, 0] for _ in range(2)]).tolist() for _ in range(2)]
+    assert all(sorted(seen) == list(range(0, 30, 3)) for seen in rounds) and rounds[0] != rounds[1]
+    x, labels = next(pool.batches(kept, plain))
+    assert x.dtype == torch.float32 and labels.dtype == torch.int64
+    torch.testing.assert_close(x[:, 0, 0], labels[:, 0] / 3 - 6.0)
+
+
+def test_varied_sequences_have_one_colour_each_and_stay_above_the_floor() -> None:
+    recipe = train.Recipe(batch=4, tone=1.0, gain=0.5)
+    x = torch.zeros(4, 6, FRONT_END.width)
+    y = pool.varied(x, recipe, np.random.default_rng(0))
+    assert torch.equal(y, y[:, :1].expand_as(y)) and not torch.equal(y[0], y[1])
+    assert torch.equal(y[..., : FRONT_END.mels], y[..., FRONT_END.mels :])  # of both frames
+    assert torch.all(pool.varied(x - 100.0, recipe, np.random.default_rng(0)) == pool.LOWEST)
+
+
 def test_labels_start_late_in_the_word_where_asked() -> None:
     placed = [Placed(YES, 16_000, 24_000)]
     rows = FRONT_END.rows(40_000)
@@ -108,23 +130,35 @@ def test_normalisation_gives_bands_of_mean_zero_and_deviation_one() -> None:
     assert torch.equal(model.center[: FRONT_END.mels], model.center[FRONT_END.mels :])
 
 
-def test_rows_without_a_label_do_not_count() -> None:
+def test_the_loss_is_that_of_the_labels_that_are_right() -> None:
     x, labels = next(toy_batches())
-    model = tiny()
-    other = torch.where(labels == augment.IGNORE, augment.IGNORE, labels)
-    assert train.loss_of(model, x, labels, RECIPE) == train.loss_of(model, x, other, RECIPE)
-    everywhere = torch.where(labels == augment.IGNORE, SILENCE, labels)
-    assert train.loss_of(model, x, labels, RECIPE) != train.loss_of(model, x, everywhere, RECIPE)
+    model, plain = tiny(), train.Recipe(label_smoothing=0.1, bfloat16=False)
+    losses = []
+    with torch.no_grad():
+        for row, label in zip(torch.softmax(model(x), dim=2).flatten(0, 1), labels.flatten().tolist(), strict=True):
+            if label >= 0:
+                losses.append(-0.9 * row[label].log() - 0.1 * row.log().mean())
+            else:
+                losses.append(-(row[or_silence(label)] + row[SILENCE]).log())
+        came = train.loss_of(model, x, labels, plain)
+    torch.testing.assert_close(came, torch.stack(losses).mean())
+
+
+def test_half_precision_hardly_moves_the_loss() -> None:
+    x, labels = next(toy_batches())
+    with torch.no_grad():
+        exact, half = (train.loss_of(tiny(), x, labels, train.Recipe(bfloat16=half)) for half in (False, True))
+    assert half.dtype == torch.float32 and abs(float(exact - half)) < 0.02 * float(exact)
 
 
 def test_training_learns_and_returns_what_the_judge_liked_best() -> None:
     scores: list[float] = []
 
-    def judge(model: KWSLMUFormer) -> float:
+    def judge(model: nn.Module) -> float:
         x, labels = next(toy_batches(seed=9))
         with torch.no_grad():
             right = model(x).argmax(dim=2) == labels
-        scores.append(float(right[labels != augment.IGNORE].float().mean()))
+        scores.append(float(right[labels >= 0].float().mean()))
         return scores[-1]
 
     model = train.train(tiny(), toy_batches(), RECIPE, judge, report=lambda line: None)
@@ -184,14 +218,39 @@ def test_confusion_counts_spoken_by_decided() -> None:
     assert evaluate.accuracy(counts) == pytest.approx(2 / 3)
 
 
+def test_every_speaker_has_an_accuracy_of_its_own() -> None:
+    rows = np.stack([bumps((YES, 0.3)), bumps((NO, 0.3)), bumps((NO, 0.3)), bumps()])
+    labels, voices = np.array([YES, YES, NO, SILENCE]), np.array(["ann", "bob", "ann", ""])
+    said, nothing = np.array(["yes", "yes", "no", ""]), np.zeros(4, np.int64)
+    clips = evaluation.Clips(np.zeros((4, 1), np.int16), labels, said, voices, nothing, nothing)
+    assert evaluate.by_voice(rows, clips) == {"ann": 1.0, "bob": 0.0}
+
+
 def test_cost_counts_every_product_once() -> None:
     config = KWSConfig()
     width, memory = config.width, config.channels * config.order
     embed = 3 * width * (config.features + (config.convolutions - 1) * width)
     lmu = width * config.channels + memory * (config.order + 1) + width * (memory + width)
-    mixer = 2 * width * config.expand * width + config.kernel * config.expand * width
-    wanted = embed + config.layers * (lmu + mixer) + width * len(LABELS)
-    assert evaluate.macs_per_row(KWSLMUFormer(config)) == wanted
+    mixer = 2 * width * config.expand * width  # the depthwise convolution is elementwise
+    average = len(LABELS) + 1
+    wanted = embed + config.layers * (lmu + mixer) + width * len(LABELS) + average
+    found = measure.cost("kws-lmuformer", packaged("kws-lmuformer.safetensors"))
+    assert found["macs_per_second_of_audio"] == 50 * wanted and found["seconds_per_step"] == 0.02
+
+
+def test_early_decisions_see_only_what_was_heard() -> None:
+    start, end = 3200, 11_200  # 0.2 s to 0.7 s
+    clips = evaluation.Clips(
+        *(np.zeros((2, 16_000), np.int16), np.array([YES, SILENCE]), np.array(["yes", ""]), np.array(["a", ""])),
+        starts=np.array([start, 0]),
+        ends=np.array([end, 0]),
+    )
+    rows = np.stack([bumps((NO, 0.2), (YES, 0.5), seconds=1.0), bumps(seconds=1.0)])
+    rows[:, :, SILENCE] = 1.0  # is not asked
+    found = measure.early_decisions(rows, clips)
+    accuracy = dict(zip(found["share_heard"], found["accuracy"], strict=True))
+    assert accuracy[0.3] == 0.0 and accuracy[0.7] == accuracy[1.0] == 1.0  # 0.2 + 0.5 * 0.6 = 0.5 s
+    assert 0.6 < found["enough"] <= 0.7 and found["shortened"] == pytest.approx(0.0)
 
 
 def test_the_shipped_spotter_is_listed_with_its_size() -> None:
@@ -207,3 +266,20 @@ def test_the_shipped_spotter_understands_the_shipped_excerpt() -> None:
     with torch.no_grad():
         rows = torch.softmax(spotter(features_of(torch.from_numpy(sounds))), dim=2).numpy()
     assert evaluate.accuracy(evaluate.confusion(rows, labels)) >= 0.9  # 95 % of more clips; 180 clips scatter by 2 %
+
+
+@pytest.mark.parametrize("name", card.entries_of(RESULTS / "kws.json"))
+def test_a_card_says_what_was_measured(name: str) -> None:
+    entry = card.entries_of(RESULTS / "kws.json")[name]
+    assert packaged(f"{name}.md").read_text() == card.card(entry)
+    assert f"{100 * entry['accuracy']['clean']:.1f} %" in card.card(entry)
+    module, _ = build_model(name)
+    assert sum(p.numel() for p in module.parameters()) == entry["parameters"]
+    assert packaged(f"{name}.safetensors").stat().st_size == entry["checkpoint_bytes"] < 1_000_000
+
+
+def test_the_shipped_spotter_keeps_its_promise() -> None:
+    entry = card.entries_of(RESULTS / "kws.json")["kws-lmuformer"]
+    assert entry["accuracy"]["clean"] >= 0.95 and entry["parameters"] <= 150_000
+    held_out = {f"espeak:{name}" for name in voices.ESPEAK["test"]} | {f"flite:{name}" for name in voices.FLITE["test"]}
+    assert set(entry["test_voices"]) == held_out

@@ -3,11 +3,12 @@
 A row of features is labelled by its end, since that is when a streaming model knows it:
 
     pause                                      silence
-    word, up to 60 % of it                     ignored (-100): too little has been heard
-    word from 60 % on, and 0.2 s after it      its label
-    0.1 s after that                           ignored: the answer may fade
+    word, up to 85 % of it                     its label or silence: too little has been heard
+    word from 85 % on, and 0.2 s after it      its label
+    0.1 s after that                           its label or silence: the answer may fade
 
-and where a word begins before the last one's time is over, the new word's times hold.
+and where a word begins before the last one's time is over, the new word's times hold. Where two labels are right, no
+third one is: what begins like another word must not be taken for it before it can be told.
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ from edgemem.tasks.kws import KEYWORDS
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-IGNORE = -100
-KNOWN_SHARE = 0.6  # of a word, from which on it can be told
+KNOWN_SHARE = 0.85  # of a word, from which on it can be told
 HOLD_SECONDS = 0.2  # after a word, its label still holds
 FADE_SECONDS = 0.1
 
@@ -89,17 +89,21 @@ def tilted(sound: Array, slope: float) -> Array:
     return mixed / np.float32(1 + abs(slope))
 
 
-def clip(word: Spoken, random: Random, samples: int = CLIP_SAMPLES) -> Array:
-    """A word wholly inside a clip [samples], at a random place; one that is longer loses both ends."""
+def clip(word: Spoken, random: Random, samples: int = CLIP_SAMPLES) -> tuple[Array, int]:
+    """A word wholly inside a clip [samples], at a random place, and the sample it starts at.
+
+    One that is longer loses both ends.
+    """
     length = word.end - word.start
     if length > samples:
         cut = word.start + (length - samples) // 2
-        return word.sound[cut : cut + samples].copy()
-    at = int(random.integers(samples - length + 1)) - word.start  # of the utterance's first sample in the clip
+        return word.sound[cut : cut + samples].copy(), 0
+    start = int(random.integers(samples - length + 1))
+    at = start - word.start  # of the utterance's first sample in the clip
     first, last = max(0, -at), min(len(word.sound), samples - at)
     placed = np.zeros(samples, np.float32)
     placed[at + first : at + last] = word.sound[first:last]
-    return placed
+    return placed, start
 
 
 def stream(
@@ -132,16 +136,21 @@ def stream(
     return sound, placed
 
 
+def or_silence(label: Any) -> Any:
+    """The code for a row in which `label` is right, and silence too; its own inverse."""
+    return -1 - label
+
+
 def row_labels(placed: Sequence[Placed], frontend: FrontEnd, rows: int, known_share: float = KNOWN_SHARE) -> Array:
-    """The label of every row of features [rows] int64, or `IGNORE`; see the module docstring."""
+    """The label of every row of features [rows] int64, or its `or_silence`; see the module docstring."""
     ends = np.asarray(frontend.frame_end_seconds(np.arange(rows))) * SAMPLE_RATE
     labels = np.full(rows, SILENCE, np.int64)
     for word in placed:
         known = word.start + known_share * (word.end - word.start)
         over = word.end + HOLD_SECONDS * SAMPLE_RATE
-        labels[(ends > word.start) & (ends < known)] = IGNORE
+        labels[(ends > word.start) & (ends < known)] = or_silence(word.label)
         labels[(ends >= known) & (ends <= over)] = word.label
-        labels[(ends > over) & (ends <= over + FADE_SECONDS * SAMPLE_RATE)] = IGNORE
+        labels[(ends > over) & (ends <= over + FADE_SECONDS * SAMPLE_RATE)] = or_silence(word.label)
     return labels
 
 

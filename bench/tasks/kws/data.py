@@ -1,15 +1,16 @@
-"""Spoken words for keyword spotting, made once and kept.
+"""Spoken words for keyword spotting, and the sequences to train on, made once and kept.
 
-    python -m bench.tasks.kws.data                              about 20 000 words by espeak-ng and flite
+    python -m bench.tasks.kws.data                              some 40 000 words by espeak-ng and flite
     python -m bench.tasks.kws.data --install                    installs both first, with apt-get
     python -m bench.tasks.kws.data --speech-commands DIR        from Speech Commands instead
 
     split  utterances  voices     yes      no      up    down  ...      go unknown
-    train       15282      57    1061    1061    1061    1061  ...    1061    4672
+    train       39316     457    2290    2290    2290    2290  ...    2290   16416
     valid        1728      12      96      96      96      96  ...      96     768
-    test         2800      19     120     120     120     120  ...     120    1600
+    test         2980      19     138     138     138     138  ...     138    1600
 
-writes the three splits and the evaluation sets to build/kws (--folder); `load("train")` reads a split.
+writes the three splits, the evaluation sets and the pool of training sequences (0.9 GB) to build/kws (--folder);
+`load("train")` reads a split. Ten minutes on one core.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.tasks.kws import evaluation, speech_commands, synthesis, wordset
+from bench.tasks.kws import evaluation, pool, speech_commands, synthesis, wordset
 from bench.tasks.kws.voices import SPLITS
 from bench.tasks.kws.words import SILENCE
 from bench.tasks.kws.wordset import WordSet
@@ -29,6 +30,11 @@ from edgemem.errors import EdgememError, UsageError
 from edgemem.tasks.kws import LABELS
 
 FOLDER = Path(__file__).parents[3] / "build" / "kws"
+QUICK_FOLDER = FOLDER.with_name("kws-quick")
+
+# Of --quick: every so many speakers of a split, or renditions; and what is made of them.
+QUICK_SPEAKERS, QUICK_RENDITIONS = {"train": 12, "valid": 1, "test": 1}, {"train": 1, "valid": 4, "test": 4}
+QUICK_CLIPS, QUICK_SEQUENCES = 20, 512
 
 
 def load(split: str, folder: Path = FOLDER) -> WordSet:
@@ -43,9 +49,32 @@ def load(split: str, folder: Path = FOLDER) -> WordSet:
     return wordset.read(folder, split)
 
 
-def make(split: str, workers: int = 2) -> WordSet:
-    """A split by the synthesisers."""
-    return wordset.gathered(synthesis.all_spoken(synthesis.recipe(split), workers))
+def make(split: str, workers: int = 2, quick: bool = False) -> WordSet:
+    """A split by the synthesisers; with `quick`, a small share of it."""
+    asked = synthesis.recipe(split)
+    if quick:
+        speakers = list(dict.fromkeys(rendition.speaker for rendition in asked))[:: QUICK_SPEAKERS[split]]
+        asked = [rendition for rendition in asked if rendition.speaker in speakers][:: QUICK_RENDITIONS[split]]
+    return wordset.gathered(synthesis.all_spoken(asked, workers))
+
+
+def make_all(folder: Path, workers: int = 2, source: Path | None = None, quick: bool = False) -> None:
+    """Write all splits, the evaluation sets and the pool; print what they hold. `source` is of Speech Commands.
+
+    Raises:
+        MissingDependency: a synthesiser or one of its voices.
+        InputError: no Speech Commands there, or too few words for the evaluation sets.
+    """
+    if source is None:
+        synthesis.check_tools()
+    print("split  utterances  voices" + "".join(f"{label:>8}" for label in LABELS[:SILENCE]))
+    for split in SPLITS:
+        words = make(split, workers, quick) if source is None else speech_commands.read(source, split)
+        words.save(folder, split)
+        print(row(split, words), flush=True)
+    for path, count in evaluation.write(folder, QUICK_CLIPS if quick else evaluation.PER_LABEL):
+        print(f"{path}: {count} clips")
+    pool.make(folder, QUICK_SEQUENCES if quick else pool.SEQUENCES, lambda line: print(line, flush=True))
 
 
 def row(split: str, words: WordSet) -> str:
@@ -55,7 +84,7 @@ def row(split: str, words: WordSet) -> str:
 
 
 def main() -> None:
-    """Write all splits and the evaluation sets; print what they hold."""
+    """See the module docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write (build/kws)")
     parser.add_argument("--install", action="store_true", help="install espeak-ng and flite with apt-get first")
@@ -64,18 +93,9 @@ def main() -> None:
     options = parser.parse_args()
     begin = time.perf_counter()
     try:
-        if options.speech_commands is None:
-            if options.install:
-                synthesis.install()
-            synthesis.check_tools()
-        print("split  utterances  voices" + "".join(f"{label:>8}" for label in LABELS[:SILENCE]))
-        for split in SPLITS:
-            source = options.speech_commands
-            words = make(split, options.workers) if source is None else speech_commands.read(source, split)
-            words.save(options.folder, split)
-            print(row(split, words), flush=True)
-        for path, count in evaluation.write(options.folder):
-            print(f"{path}: {count} clips")
+        if options.install and options.speech_commands is None:
+            synthesis.install()
+        make_all(options.folder, options.workers, options.speech_commands)
     except EdgememError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -5,7 +5,7 @@
 writes edgemem/tasks/data/demo.wav and demo.json. The words are spoken one by one and joined, so that their times are
 known:
 
-    {"voice": "flite:slt", "snr_db": 15.0, "words": [{"word": "hello", "start": 0.4, "end": 0.9}, ...]}
+    {"voice": "flite:rms", "snr_db": 15.0, "words": [{"word": "hello", "start": 0.4, "end": 0.9}, ...]}
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bench.tasks.kws.wordset import SAMPLE_RATE, Spoken
 Array = np.ndarray[Any, np.dtype[Any]]
 
 SEED = 7
-VOICE = "slt"
+VOICE = "rms"
 # A comma keeps the voice up, a full stop lets it fall. Times are of the pause before each word.
 SENTENCE = (
     ("hello", ",", 0.40), ("computer", ",", 0.12), ("please", "", 0.35), ("go", ".", 0.10), ("left", ".", 0.25),

@@ -7,7 +7,6 @@ the posteriors that streaming gives, row by row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,6 @@ from bench.tasks.kws.augment import Array, Placed
 from bench.tasks.kws.evaluation import Clips
 from bench.tasks.kws.features import FRONT_END, features_of
 from bench.tasks.kws.wordset import FULL_SCALE, SAMPLE_RATE, WordSet
-from edgemem.cells.convolution import CausalConv1d
-from edgemem.cells.legendre import LegendreMemory
-from edgemem.models.kws_lmuformer import KWSLMUFormer
 from edgemem.tasks.kws import LABELS, QUIET, Detector, clip_decision
 
 BATCH = 64
@@ -32,13 +28,13 @@ SCENE_RECIPE = augment.Recipe(speeds=(1.0,), pause_seconds=(0.1, 1.5), snr_db=(5
 Scene = tuple[Array, list[Placed]]  # sound [samples], the words in it
 
 
-def posteriors(model: KWSLMUFormer, features: Tensor) -> Array:
+def posteriors(model: nn.Module, features: Tensor) -> Array:
     """Label probabilities [batch, rows, labels] of features [batch, rows, width]."""
     with torch.no_grad():
         return torch.softmax(model(features), dim=-1).numpy()
 
 
-def clip_posteriors(model: KWSLMUFormer, clips: Clips) -> Array:
+def clip_posteriors(model: nn.Module, clips: Clips) -> Array:
     """[clips, rows, labels], some clips at a time."""
     parts = (clips.clips[at : at + BATCH] for at in range(0, len(clips.clips), BATCH))
     sounds = (torch.from_numpy(pcm.astype(np.float32) / np.float32(FULL_SCALE)) for pcm in parts)
@@ -58,13 +54,20 @@ def accuracy(counts: Array) -> float:
     return float(np.trace(counts) / counts.sum())
 
 
+def by_voice(rows: Array, clips: Clips) -> dict[str, float]:
+    """The accuracy on the clips of each speaker; `silence` has none."""
+    spoken = sorted(set(clips.voices.tolist()) - {""})
+    chosen = {voice: clips.voices == voice for voice in spoken}
+    return {voice: accuracy(confusion(rows[mine], clips.labels[mine])) for voice, mine in chosen.items()}
+
+
 def scenes(words: WordSet, count: int, seed: int) -> list[Scene]:
     """Minutes of words and pauses in noise, half of the words being no keywords."""
     maker = augment.StreamMaker(words, FRONT_END, seed, SCENE_SECONDS, SCENE_RECIPE)
     return [maker.sequence() for _ in range(count)]
 
 
-def scene_posteriors(model: KWSLMUFormer, made: Sequence[Scene]) -> list[Array]:
+def scene_posteriors(model: nn.Module, made: Sequence[Scene]) -> list[Array]:
     """[rows, labels] of every scene."""
     return [posteriors(model, features_of(torch.from_numpy(sound).float()[None]))[0] for sound, _ in made]
 
@@ -101,33 +104,3 @@ def tally(values: Sequence[Array], made: Sequence[Scene], **rule: Any) -> dict[s
 def in_time(word: Placed, seconds: float) -> bool:
     """Is a detection at that time one of this word?"""
     return word.start < seconds * SAMPLE_RATE <= word.end + LATE_SAMPLES
-
-
-def macs_per_row(model: nn.Module) -> int:
-    """Multiply-accumulates of one step: matrix products, convolutions and memories; not the front end."""
-    total = 0
-    for part in model.modules():
-        if isinstance(part, nn.Linear | CausalConv1d):
-            total += part.weight.numel()
-        elif isinstance(part, LegendreMemory):
-            total += part.channels * part.order * (part.order + 1)
-    return total
-
-
-def picture(counts: Array, title: str, path: Path) -> None:
-    """The confusion matrix as a PNG, rows in percent."""
-    from matplotlib.figure import Figure
-
-    shares = 100.0 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    figure = Figure(figsize=(7, 6.2), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    for i, j in np.argwhere(counts > 0):
-        axes.text(
-            j, i, f"{shares[i, j]:.0f}", ha="center", va="center", color="white" if shares[i, j] > 50 else "black"
-        )
-    axes.set_xticks(range(len(LABELS)), LABELS, rotation=45, ha="right")
-    axes.set_yticks(range(len(LABELS)), LABELS)
-    axes.set(xlabel="decided", ylabel="spoken", title=title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Software": None})

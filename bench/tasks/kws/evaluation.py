@@ -1,6 +1,6 @@
 """Evaluation sets: clips of one second from the test voices, as many of every label, clean and at two noise levels.
 
-    test_clean.npz   clips [n, 16000] int16, labels [n] int64, words [n], voices [n]
+    test_clean.npz   clips [n, 16000] int16, labels [n] int64, words [n], voices [n], starts [n], ends [n]
     test_10db.npz    the same clips with noise, 10 dB below the words
     test_0db.npz     and as loud as the words
 
@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +33,18 @@ FAINT_DB = (-90.0, -60.0)  # of full scale: what a microphone hears in a silent 
 
 @dataclass(frozen=True)
 class Clips:
-    """Clips with their labels, and who says what; silence has neither word nor voice."""
+    """Clips with their labels, and who says what, and when; silence has neither word nor voice nor time (0)."""
 
     clips: Array  # [n, CLIP_SAMPLES] int16
     labels: Array  # [n] int64, index into LABELS
     words: Array  # [n] str
     voices: Array  # [n] str
+    starts: Array  # [n] int64, samples: where the word begins and ends
+    ends: Array  # [n] int64
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, clips=self.clips, labels=self.labels, words=self.words, voices=self.voices)
+        np.savez_compressed(path, **{field.name: getattr(self, field.name) for field in fields(self)})
 
 
 def write(folder: Path, per_label: int = PER_LABEL) -> Iterator[tuple[Path, int]]:
@@ -67,7 +69,7 @@ def load(folder: Path, level: str) -> Clips:
             f"{path}: evaluation clips were wanted, nothing is there; run `python -m bench.tasks.kws.data`"
         )
     with np.load(path, allow_pickle=False) as file:
-        return Clips(*(file[name] for name in ("clips", "labels", "words", "voices")))
+        return Clips(**{field.name: file[field.name] for field in fields(Clips)})
 
 
 def evaluation_set(words: WordSet, snr_db: float | None, per_label: int = PER_LABEL, seed: int = SEED) -> Clips:
@@ -75,21 +77,50 @@ def evaluation_set(words: WordSet, snr_db: float | None, per_label: int = PER_LA
     choose, place, disturb = (np.random.default_rng([seed, part]) for part in range(3))
     noise = NoiseBank(words, seed)
     utterances = chosen(words, per_label, choose)
-    sounds, said, voices = [], [], []
+    sounds, times = [], []
     for index in utterances:
         word = words[int(index)]
-        sound = clip(word, place)
+        sound, start = clip(word, place)
         sounds.append(sound if snr_db is None else in_noise(sound, noise.draw(CLIP_SAMPLES, disturb), snr_db))
-        said.append(word.word)
-        voices.append(word.voice)
+        times.append((start, min(CLIP_SAMPLES, start + word.end - word.start)))
     for _ in range(per_label):
         quiet, drawn = np.zeros(CLIP_SAMPLES, np.float32), noise.draw(CLIP_SAMPLES, disturb)
         faint = drawn * gain(disturb.uniform(*FAINT_DB))
         sounds.append(faint if snr_db is None else in_noise(quiet, drawn, snr_db))
-    pcm = np.round(np.clip(np.stack(sounds), -1.0, 1.0 - 1.0 / FULL_SCALE) * FULL_SCALE).astype(np.int16)
-    labels = np.concatenate([words.labels[utterances], np.full(per_label, SILENCE)])
+    starts, ends = np.array([*times, *[(0, 0)] * per_label]).T
     nobody = [""] * per_label
-    return Clips(pcm, labels, np.array([*said, *nobody]), np.array([*voices, *nobody]))
+    return Clips(
+        clips=pcm(np.stack(sounds)),
+        labels=np.concatenate([words.labels[utterances], np.full(per_label, SILENCE)]),
+        words=np.concatenate([np.array(words.words)[words.word[utterances]], nobody]),
+        voices=np.concatenate([np.array(words.voices)[words.voice[utterances]], nobody]),
+        starts=starts,
+        ends=ends,
+    )
+
+
+def clean_clips(words: WordSet, utterances: Array, seed: int = SEED) -> Clips:
+    """A clip without noise of each of some utterances."""
+    place, silent = np.random.default_rng([seed, 3]), np.zeros((len(utterances), CLIP_SAMPLES), np.int16)
+    made = Clips(
+        clips=silent,
+        labels=words.labels[utterances],
+        words=np.array(words.words)[words.word[utterances]],
+        voices=np.array(words.voices)[words.voice[utterances]],
+        starts=np.zeros(len(utterances), np.int64),
+        ends=np.zeros(len(utterances), np.int64),
+    )
+    for row, index in enumerate(utterances):
+        word = words[int(index)]
+        sound, made.starts[row] = clip(word, place)
+        made.ends[row] = min(CLIP_SAMPLES, made.starts[row] + word.end - word.start)
+        made.clips[row] = pcm(sound)
+    return made
+
+
+def pcm(sound: Array) -> Array:
+    """Sound in [-1, 1] as int16, what is beyond cut off."""
+    return np.round(np.clip(sound, -1.0, 1.0 - 1.0 / FULL_SCALE) * FULL_SCALE).astype(np.int16)
 
 
 def chosen(words: WordSet, per_label: int, random: np.random.Generator) -> Array:

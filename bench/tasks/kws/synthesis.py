@@ -6,20 +6,24 @@ so that adding a voice or a word leaves all others as they were.
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 import subprocess
 import tempfile
 import zlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from bench.tasks.kws.voices import ACCENTS, DEFAULT, ESPEAK, FLITE
-from bench.tasks.kws.words import unknown_words
+from bench.tasks.kws.espeak import Synthesizer
+from bench.tasks.kws.speakers import drawn_speakers
+from bench.tasks.kws.voices import ACCENTS, DEFAULT, DRAWN, ESPEAK, FLITE
+from bench.tasks.kws.words import COMMON, SEEN_UNKNOWN, unknown_words
 from bench.tasks.kws.wordset import SAMPLE_RATE, Spoken, trimmed
 from edgemem.errors import InputError, MissingDependency
 from edgemem.tasks.kws import KEYWORDS
@@ -31,8 +35,10 @@ TOOLS = ("espeak-ng", "flite")
 INSTALL = ("apt-get", "install", "-y", "espeak-ng", "flite")
 
 # renditions of a word by one voice: (keywords, other words)
-ESPEAK_TIMES = {"train": (17, 1), "valid": (8, 1), "test": (5, 1)}
-FLITE_TIMES = {"train": (40, 5), "valid": (0, 0), "test": (30, 2)}
+ESPEAK_TIMES = {"train": (10, 1), "valid": (8, 1), "test": (6, 1)}
+FLITE_TIMES = {"train": (120, 12), "valid": (0, 0), "test": (30, 2)}
+DRAWN_TIMES = 3  # of keywords
+DRAWN_OTHERS = 30  # words of the whole vocabulary by each drawn speaker
 
 ENDINGS = ("", ".", ",", "?", "!")  # the intonation they ask for
 ESPEAK_WORDS_PER_MINUTE = (130, 210)
@@ -66,7 +72,7 @@ class Rendition:
 
 
 def recipe(split: str) -> list[Rendition]:
-    """All renditions of a split, in a fixed order."""
+    """All renditions of a split, in a fixed order, those of a speaker one after another."""
     found = []
     for engine, voices, times in (
         ("espeak", ESPEAK[split], ESPEAK_TIMES[split]),
@@ -75,7 +81,16 @@ def recipe(split: str) -> list[Rendition]:
         for voice in voices:
             for words, count in zip((KEYWORDS, unknown_words(split)), times, strict=True):
                 found += [rendition(engine, voice, word, turn) for word in words for turn in range(count)]
+    for voice in DRAWN[split]:
+        found += [rendition("espeak", voice, word, turn) for word in KEYWORDS for turn in range(DRAWN_TIMES)]
+        found += [rendition("espeak", voice, word, 0) for word in other_words(voice)]
     return found
+
+
+def other_words(voice: str) -> list[str]:
+    """What a drawn speaker says that is no keyword."""
+    random = np.random.default_rng([SEED, zlib.crc32(voice.encode())])
+    return [str(word) for word in random.choice((*SEEN_UNKNOWN, *COMMON), DRAWN_OTHERS, replace=False)]
 
 
 def rendition(engine: str, voice: str, word: str, turn: int) -> Rendition:
@@ -119,7 +134,9 @@ def check_accents() -> None:
     """
     for accent in ACCENTS:
         variants = (DEFAULT, ESPEAK["test"][0])
-        sounds = {synthesized(Rendition("yes", "espeak", voice, accent, 175, 50)).tobytes() for voice in variants}
+        sounds = {
+            u.sound.tobytes() for u in all_spoken([Rendition("yes", "espeak", v, accent, 175, 50) for v in variants])
+        }
         if len(sounds) < len(variants):
             raise MissingDependency(f"espeak-ng speaks {accent} without its variants; install espeak-ng 1.51")
 
@@ -147,21 +164,29 @@ def spoken(asked: Rendition) -> Spoken:
     return utterance
 
 
-def all_spoken(asked: list[Rendition], workers: int = 2) -> Iterator[Spoken]:
-    """Every rendition, in order. The work is in the synthesisers' own processes, so threads are enough."""
-    with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(spoken, asked, chunksize=16)
+def all_spoken(asked: Sequence[Rendition], workers: int = 2) -> Iterator[Spoken]:
+    """Every rendition, in order; each speaker in a process of its own, so that its bytes do not depend on others."""
+    groups = [list(group) for _, group in groupby(asked, key=lambda rendition: rendition.speaker)]
+    context = multiprocessing.get_context("fork")
+    with context.Pool(workers, maxtasksperchild=1) as pool:
+        for said in pool.imap(by_one_speaker, groups, chunksize=1):
+            yield from said
+
+
+def by_one_speaker(asked: list[Rendition]) -> list[Spoken]:
+    """The renditions by one speaker, in order."""
+    return [spoken(rendition) for rendition in asked]
 
 
 def synthesized(asked: Rendition) -> Array:
     """What the synthesiser says [samples], at 16 kHz, float32."""
-    with tempfile.NamedTemporaryFile(suffix=".wav") as file:
-        done = subprocess.run(command(asked, file.name), stdin=subprocess.DEVNULL, capture_output=True, check=False)
-        data = Path(file.name).read_bytes()
-    if done.returncode or len(data) <= WAV_HEADER_BYTES:
-        raise InputError(f"{asked}: the synthesiser failed: {done.stderr.decode(errors='replace').strip()}")
-    rate = int.from_bytes(data[RATE_AT_BYTE : RATE_AT_BYTE + 4], "little")
-    sound = np.frombuffer(data, "<i2", offset=WAV_HEADER_BYTES).astype(np.float32) / np.float32(32_768)
+    if asked.engine == "flite":
+        sound, rate = by_flite(asked)
+    else:
+        voice = asked.accent + (f"+{asked.voice}" if asked.voice != DEFAULT else "")
+        espeak = synthesizer(asked.voice)
+        sound = espeak.say(asked.word + asked.ending, voice, round(asked.speed), round(asked.pitch))
+        rate = espeak.rate
     if rate == SAMPLE_RATE:
         return sound
     import soxr
@@ -170,12 +195,25 @@ def synthesized(asked: Rendition) -> Array:
     return resampled
 
 
+@lru_cache(maxsize=1)
+def synthesizer(voice: str) -> Synthesizer:
+    """espeak-ng, with a drawn speaker if that is who is asked for."""
+    return Synthesizer({name: lines for name, lines in drawn_speakers().items() if name == voice})
+
+
+def by_flite(asked: Rendition) -> tuple[Array, int]:
+    """What flite says [samples], and the samples per second."""
+    with tempfile.NamedTemporaryFile(suffix=".wav") as file:
+        done = subprocess.run(command(asked, file.name), stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        data = Path(file.name).read_bytes()
+    if done.returncode or len(data) <= WAV_HEADER_BYTES:
+        raise InputError(f"{asked}: the synthesiser failed: {done.stderr.decode(errors='replace').strip()}")
+    rate = int.from_bytes(data[RATE_AT_BYTE : RATE_AT_BYTE + 4], "little")
+    return np.frombuffer(data, "<i2", offset=WAV_HEADER_BYTES).astype(np.float32) / np.float32(32_768), rate
+
+
 def command(asked: Rendition, path: str) -> list[str]:
-    """The command that writes a rendition to a WAV file."""
-    text = asked.word + asked.ending
-    if asked.engine == "flite":
-        options = [f"duration_stretch={1 / asked.speed:.3f}", f"f0_shift={asked.pitch}"]
-        settings = [part for option in options for part in ("--setf", option)]
-        return ["flite", "-voice", asked.voice, *settings, "-t", text, "-o", path]
-    voice = asked.accent + (f"+{asked.voice}" if asked.voice != DEFAULT else "")
-    return ["espeak-ng", "-v", voice, "-s", str(round(asked.speed)), "-p", str(round(asked.pitch)), "-w", path, text]
+    """The command by which flite writes a rendition to a WAV file."""
+    options = [f"duration_stretch={1 / asked.speed:.3f}", f"f0_shift={asked.pitch}"]
+    settings = [part for option in options for part in ("--setf", option)]
+    return ["flite", "-voice", asked.voice, *settings, "-t", asked.word + asked.ending, "-o", path]
