@@ -31,6 +31,14 @@ class ExportError(EdgememError):
     """A module that cannot become a static step graph."""
 
 
+class CompileError(EdgememError):
+    """A model that cannot be compiled for a board, or a compiler that failed."""
+
+
+class BudgetError(CompileError):
+    """A program that needs more memory than its board has."""
+
+
 class InputError(EdgememError):
     """An input of the wrong shape, type or range, or holding NaN."""
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edgemem.stream import Stream
 
 Array = np.ndarray[Any, np.dtype[Any]]
-RUNTIMES = ("ort",)
+RUNTIMES = ("ort", "aot")
 
 
 class StateBlock(ABC):

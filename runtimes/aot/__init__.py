@@ -1,0 +1,41 @@
+"""Ahead-of-time compilation: a model file becomes a C library that needs nothing where it runs.
+
+    importer   ONNX -> Relax                    folding    what is known at compile time
+    legalize   operators -> PrimFuncs, fused    schedules  how each is computed on the core
+    lowering   PrimFuncs -> pointer functions   graph      the straight line of calls
+    plan       where every tensor lies          emit       the C text
+    toolchain  objects and libraries            compiler   all of these, into a folder
+    load       the folder as a program
+
+Loading needs numpy alone; everything before it needs TVM and a C compiler.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgemem.runtimes.aot.load import AotProgram
+
+
+def prepare(path: Path, threads: int = 1) -> AotProgram:
+    """Load a compiled folder, or compile a model file for this machine and load that.
+
+    Raises:
+        ModelFileError, ContractError: neither a compiled folder nor a model file.
+        MissingDependency: a model file came, and TVM or a C compiler is not installed.
+        UsageError: more than one thread.
+    """
+    from edgemem.runtimes.aot.load import load_folder, one_thread
+
+    one_thread(threads)
+    if path.is_dir():
+        return load_folder(path)
+    from edgemem.boards import board
+    from edgemem.runtimes.aot.compiler import compile_model
+
+    with tempfile.TemporaryDirectory(prefix="edgemem-") as folder:
+        compile_model(path, board("host"), folder)
+        return load_folder(Path(folder))  # a library stays mapped after its file is gone

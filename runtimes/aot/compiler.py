@@ -1,0 +1,327 @@
+"""From a model file to a folder with a program: the stages one after another.
+
+    NAME.h NAME.c           what a C program includes, and the step in C99
+    NAME_kernels.o          TVM's code for the board's core
+    NAME_weights.bin .S     the weights, and the section that holds them
+    NAME.so NAME.a          the same linked
+    manifest.json           contract, digests, compilers, sizes, memory plan, the PrimFunc behind each kernel
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgemem import __version__, modelfile
+from edgemem import contract as contracts
+from edgemem.boards import Board
+from edgemem.digests import canonical
+from edgemem.errors import BudgetError, UsageError
+from edgemem.runtimes.aot import emit
+from edgemem.runtimes.aot.aliasing import elementwise
+from edgemem.runtimes.aot.folding import folded
+from edgemem.runtimes.aot.graph import Graph, Tensor, graph_of
+from edgemem.runtimes.aot.importer import imported, quiet, require_tvm
+from edgemem.runtimes.aot.legalize import legalized
+from edgemem.runtimes.aot.lowering import Lowered, lowered
+from edgemem.runtimes.aot.machine import Machine, machine
+from edgemem.runtimes.aot.plan import Plan, aligned, planned
+from edgemem.runtimes.aot.schedules import scheduled
+from edgemem.runtimes.aot.toolchain import FLAGS, WARNINGS, Toolchain, toolchain
+from edgemem.text import human_bytes
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+HINT_CHARACTERS = 40  # of a kernel's name that say what it computes
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel as it is compiled: a PrimFunc, its schedule, and which parameters are one buffer."""
+
+    symbol: str
+    kernel: str
+    schedule: str
+    lowered: Lowered
+
+
+class Kernels:
+    """Kernels by PrimFunc and shared parameters, compiled once each, named in the order of first use."""
+
+    def __init__(self, name: str, functions: Mapping[str, Any], target: Machine) -> None:
+        self.name, self.functions, self.machine = name, functions, target
+        self.scheduled: dict[str, tuple[Any, str]] = {}
+        self.variants: dict[tuple[str, tuple[tuple[int, int], ...]], Variant] = {}
+        self.answers: dict[tuple[str, int, int], bool] = {}
+
+    def variant(self, kernel: str, shared: tuple[tuple[int, int], ...]) -> Variant:
+        if (kernel, shared) not in self.variants:
+            if kernel not in self.scheduled:
+                self.scheduled[kernel] = scheduled(self.functions[kernel], self.machine)
+            function, schedule = self.scheduled[kernel]
+            hint = kernel.removeprefix("fused_")[:HINT_CHARACTERS].rstrip("_")
+            symbol = f"{self.name}_k{len(self.variants):02d}_{hint}"
+            self.variants[kernel, shared] = Variant(
+                symbol, kernel, schedule, lowered(function, symbol, self.machine, shared)
+            )
+        return self.variants[kernel, shared]
+
+    def work_bytes(self, kernel: str, shared: tuple[tuple[int, int], ...]) -> tuple[int, ...]:
+        return self.variant(kernel, shared).lowered.work_bytes
+
+    def elementwise(self, kernel: str, read: int, written: int) -> bool:
+        if (kernel, read, written) not in self.answers:
+            self.answers[kernel, read, written] = elementwise(self.functions[kernel], read, written)
+        return self.answers[kernel, read, written]
+
+    def object_file(self, path: Path) -> None:
+        """All kernels as one object."""
+        import tvm
+
+        module = tvm.IRModule({v.symbol: v.lowered.function for v in self.variants.values()})
+        built = tvm.get_global_func("target.build.llvm")(module, self.machine.target)
+        built.write_to_file(str(path), "o")
+
+
+def compile_model(
+    path: str | Path,
+    board: Board,
+    output: str | Path,
+    name: str | None = None,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> dict[str, Any]:
+    """Compile a model file for a board into the folder `output`, and return the manifest.
+
+    Raises:
+        ModelFileError, ContractError: the file is not a model, or has an operator without a kernel.
+        BudgetError: the program needs more memory than the board has; nothing is written.
+        CompileError: the C compiler failed.
+        MissingDependency: TVM or the board's C compiler is not installed.
+        UsageError: `output` is a file, or a folder that holds something else.
+    """
+    require_tvm()
+    target_folder = Path(output)
+    check_output(target_folder)
+    tools = toolchain(board)
+    model = modelfile.open_model(path)
+    name = emit.identifier(name or model.contract.model.name).lower()
+    ranges = {port.name: port.range for port in model.contract.inputs if port.range is not None}
+    progress("importing")
+    module, inputs, outputs = imported(model)
+    target = machine(board)
+    progress("fusing")
+    with quiet():
+        graph = graph_of(legalized(folded(module, ranges), target, ranges), inputs, outputs)
+    kernels = Kernels(name, graph.functions, target)
+    progress("scheduling")
+    plan = planned(graph, model.contract, kernels.elementwise, kernels.work_bytes)
+    source, blob = source_of(name, model, graph, plan, kernels)
+    check_budget(board, model.contract.model.name, source)
+    with tempfile.TemporaryDirectory(prefix=".edgemem-", dir=existing_parent(target_folder)) as folder:
+        progress("generating code")
+        build(Path(folder), source, blob, kernels, tools)
+        manifest = manifest_of(Path(folder), model, board, source, kernels, tools)
+        text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+        (Path(folder) / MANIFEST).write_text(text)
+        install(Path(folder), target_folder)
+    return manifest
+
+
+def check_output(folder: Path) -> None:
+    """Refuse to write over anything but an earlier program."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; give a folder for the program")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
+        raise UsageError(f"{folder} holds other files and no {MANIFEST}; give a new or empty folder")
+
+
+def existing_parent(folder: Path) -> Path:
+    """The folder beside which a program is built."""
+    folder.resolve().parent.mkdir(parents=True, exist_ok=True)
+    return folder.resolve().parent
+
+
+def install(built: Path, folder: Path) -> None:
+    """Put the files of a finished build in their place, the manifest last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for file in sorted(built.iterdir(), key=lambda f: f.name == MANIFEST):
+        shutil.move(str(file), folder / file.name)
+
+
+def source_of(
+    name: str, model: modelfile.ModelFile, graph: Graph, plan: Plan, kernels: Kernels
+) -> tuple[emit.Source, bytes]:
+    """Everything that the C text says, and the bytes of the weights."""
+    blob = bytearray(plan.weight_bytes)
+    for number, slot in plan.weights.items():
+        blob[slot.offset : slot.offset + slot.nbytes] = graph.constants[number].tobytes()
+    starts = {n: v for n, v in modelfile.start_values(model).items()}
+    offsets = {}
+    for state in model.contract.states:
+        if isinstance(state.start, str):
+            offsets[state.name] = len(blob)
+            data = starts[state.name].tobytes()
+            blob += data + bytes(aligned(len(data)) - len(data))
+    blob = blob or bytearray(64)
+    symbols = [
+        emit.Kernel(
+            (variant := kernels.variant(placed.call.kernel, placed.shared)).symbol,
+            parameter_types(placed.call.reads, placed.call.writes, placed.shared, variant.lowered),
+        )
+        for placed in plan.calls
+    ]
+    fingerprint = hashlib.sha256(canonical(identity(model)).encode()).digest()
+    return emit.Source(
+        name=name,
+        contract=model.contract,
+        graph=graph,
+        plan=plan,
+        symbols=symbols,
+        starts=starts,
+        start_offsets=offsets,
+        identity=int.from_bytes(fingerprint[:8], "little"),
+        weight_bytes=len(blob),
+        checksum=emit.checksum(bytes(blob)),
+    ), bytes(blob)
+
+
+def identity(model: modelfile.ModelFile) -> dict[str, Any]:
+    """What a state block depends on: the weights and the states' layout."""
+    return {
+        "model": model.contract.model.digest,
+        "states": [[s.name, list(s.shape), s.dtype] for s in model.contract.states],
+    }
+
+
+def parameter_types(
+    reads: tuple[Tensor, ...], writes: tuple[Tensor, ...], shared: tuple[tuple[int, int], ...], variant: Lowered
+) -> tuple[str, ...]:
+    """C types of a kernel's pointers: constant where it only reads."""
+    kept, dropped = {pair[0] for pair in shared}, {pair[1] for pair in shared}
+    types = []
+    for index, tensor in enumerate([*reads, *writes]):
+        if index in dropped:
+            continue
+        const = "const " if index < len(reads) and index not in kept else ""
+        types.append(f"{const}void *")
+    return tuple(types + ["void *"] * len(variant.work_bytes))
+
+
+def check_budget(board: Board, model: str, source: emit.Source) -> None:
+    """Refuse a program that the board cannot hold.
+
+    Raises:
+        BudgetError: with what is needed, what there is, and what would help.
+    """
+    ram = source.plan.state_bytes + source.plan.arena_bytes
+    if board.kind == "linux":
+        ram += source.weight_bytes
+    elif board.flash_bytes is not None and source.weight_bytes > board.flash_bytes:
+        raise BudgetError(
+            f"{model} does not fit {board.name}: {human_bytes(source.weight_bytes)} of weights, "
+            f"{human_bytes(board.flash_bytes)} of flash. Quantize the model, or take a smaller one."
+        )
+    if board.ram_bytes is not None and ram > board.ram_bytes:
+        raise BudgetError(
+            f"{model} does not fit {board.name}: {human_bytes(ram)} of memory needed, {human_bytes(board.ram_bytes)} on "
+            f"the board (state {human_bytes(source.plan.state_bytes)}, arena {human_bytes(source.plan.arena_bytes)}). "
+            "Quantize the model, export it with a smaller --chunk, or take a smaller one."
+        )
+
+
+def build(folder: Path, source: emit.Source, blob: bytes, kernels: Kernels, tools: Toolchain) -> None:
+    """All files of a program but its manifest."""
+    n = source.name
+    (folder / f"{n}.h").write_text(emit.header(source))
+    (folder / f"{n}.c").write_text(emit.driver(source))
+    (folder / f"{n}_weights.bin").write_bytes(blob)
+    (folder / f"{n}_weights.S").write_text(emit.weights_text(n))
+    (folder / "exports.map").write_text(f"{{ global: {n}_reset; {n}_step; {n}_step_bound; {n}_finite; {n}_state; "
+                                        f"{n}_check; local: *; }};\n")  # fmt: skip
+    kernels.object_file(folder / f"{n}_kernels.o")
+    tools.tidy(f"{n}_kernels.o", folder)
+    tools.compile(f"{n}.c", f"{n}.o", folder, *WARNINGS, *FLAGS)
+    tools.compile(f"{n}_weights.S", f"{n}_weights.o", folder)
+    objects = [f"{n}.o", f"{n}_kernels.o", f"{n}_weights.o"]
+    tools.archive(f"{n}.a", objects, folder)
+    tools.shared(f"{n}.so", objects, "exports.map", folder)
+    for leftover in (f"{n}.o", f"{n}_weights.o", "exports.map"):
+        (folder / leftover).unlink()
+
+
+def manifest_of(
+    folder: Path, model: modelfile.ModelFile, board: Board, source: emit.Source, kernels: Kernels, tools: Toolchain
+) -> dict[str, Any]:
+    """What was compiled, by what, and where everything lies."""
+    plan = source.plan
+    return {
+        "format": FORMAT,
+        "name": source.name,
+        "contract": json.loads(contracts.encode(model.contract)),
+        "model_sha256": hashlib.sha256(model.path.read_bytes()).hexdigest(),
+        "board": board.model_dump(mode="json"),
+        "compiled_by": {
+            "edgemem": __version__,
+            "tvm": metadata.version("apache-tvm"),
+            "target": str(kernels.machine.target),
+            "compiler": tools.version,
+            "flags": [*tools.flags, *WARNINGS, *FLAGS],
+        },
+        "bytes": {
+            "weights": source.weight_bytes,
+            "state": plan.state_bytes,
+            "arena": plan.arena_bytes,
+            "arena_lower_bound": plan.arena_lower_bound_bytes,
+        },
+        "states": {
+            slot.name: {"offsets": [slot.first.offset, *([slot.second.offset] if slot.second else [])]}
+            for slot in plan.states.values()
+        },
+        "kernels": [kernel_facts(variant, source) for variant in kernels.variants.values()],
+        "calls": [call_facts(placed, symbol, source) for placed, symbol in zip(plan.calls, source.symbols, strict=True)],
+        "files": {
+            file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in sorted(folder.iterdir())
+            if file.is_file()
+        },
+    }
+
+
+def kernel_facts(variant: Variant, source: emit.Source) -> dict[str, Any]:
+    """One kernel: the PrimFunc that it is, and how it was scheduled."""
+    script = variant.lowered.function.script()
+    return {
+        "symbol": variant.symbol,
+        "primfunc": variant.kernel,
+        "schedule": variant.schedule,
+        "tir_sha256": hashlib.sha256(script.encode()).hexdigest(),
+        "work_bytes": list(variant.lowered.work_bytes),
+        "calls": sum(kernel.symbol == variant.symbol for kernel in source.symbols),
+    }
+
+
+def call_facts(placed: Any, kernel: emit.Kernel, source: emit.Source) -> dict[str, Any]:
+    """One call: the bytes of weights and of activations that it touches."""
+    weights = sum(tensor.nbytes for tensor in placed.call.reads if tensor.number in source.plan.weights)
+    others = [t for t in (*placed.call.reads, *placed.call.writes) if t.number not in source.plan.weights]
+    return {
+        "symbol": kernel.symbol,
+        "weight_bytes": weights,
+        "activation_bytes": sum(tensor.nbytes for tensor in others),
+        "result": [list(tensor.shape) for tensor in placed.call.writes],
+    }
+
+
+def start_arrays(model: modelfile.ModelFile) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+    """The start values of a model's states."""
+    return modelfile.start_values(model)

@@ -1,0 +1,191 @@
+"""Operators that edgemem defines itself instead of taking TVM's default, as tensor expressions.
+
+    matmul by a constant   weights packed in panels at compile time      [N / P, K, P]
+    matmul, layer_norm, softmax, mean, sum   forms that the schedules know by their block names
+    exp, sigmoid, tanh, erf, silu, gelu      polynomials (`mathops`)
+    take                   a checked index is read as it is, any other is clamped
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from tvm import ir, relax, te, tirx
+
+from edgemem.runtimes.aot import mathops
+from edgemem.runtimes.aot.folding import dtype_of, shape_of
+from edgemem.runtimes.aot.machine import Machine
+from edgemem.runtimes.aot.schedules import rows
+from edgemem.runtimes.aot.schedules.matmul import PACKED, Panel, panel_of
+
+Expr = Any
+Rule = Callable[[Any, Expr], Expr]
+PADDED = "packed_trim"
+
+
+def rules(machine: Machine, ranges: Mapping[str, tuple[int, int]]) -> dict[str, Rule]:
+    """What `LegalizeOps` is to use for each operator."""
+
+    def take(builder: Any, call: Expr) -> Expr:
+        return legal_take(builder, call, ranges)
+
+    def matmul(builder: Any, call: Expr) -> Expr:
+        return legal_matmul(builder, call, machine)
+
+    def layer_norm(builder: Any, call: Expr) -> Expr:
+        return legal_layer_norm(builder, call, machine)
+
+    def softmax(builder: Any, call: Expr) -> Expr:
+        return legal_softmax(builder, call, machine)
+
+    unary: dict[str, Callable[[Expr], Expr]] = {
+        "exp": mathops.exp,
+        "sigmoid": mathops.sigmoid,
+        "tanh": mathops.tanh,
+        "erf": mathops.erf,
+        "nn.silu": lambda x: x * mathops.sigmoid(x),
+        "nn.gelu": lambda x: x * (0.5 + 0.5 * mathops.erf(x * math.sqrt(0.5))),
+    }
+    return {
+        "relax.take": take,
+        "relax.matmul": matmul,
+        "relax.nn.layer_norm": layer_norm,
+        "relax.nn.softmax": softmax,
+        **{f"relax.{name}": elementwise(name, function) for name, function in unary.items()},
+    }
+
+
+def elementwise(name: str, function: Callable[[Expr], Expr]) -> Rule:
+    """A float32 operator of one tensor; other types keep TVM's own form."""
+
+    def rule(builder: Any, call: Expr) -> Expr:
+        if dtype_of(call) != "float32":
+            return default(name, builder, call)
+        hint = name.rpartition(".")[2]
+        return builder.call_te(
+            lambda x: te.compute(x.shape, lambda *i: function(x(*i)), name=hint),
+            call.args[0],
+            primfunc_name_hint=hint,
+        )
+
+    return rule
+
+
+def default(name: str, builder: Any, call: Expr) -> Expr:
+    """TVM's own form of an operator."""
+    return ir.Op.get(f"relax.{name}").get_attr("FLegalize")(builder, call)
+
+
+def legal_take(builder: Any, call: Expr, ranges: Mapping[str, tuple[int, int]]) -> Expr:
+    """Rows by index along one axis."""
+    data, index = call.args
+    axis = 0 if call.attrs.axis is None else int(call.attrs.axis) % len(shape_of(data))
+    size = shape_of(data)[axis]
+    low, high = ranges.get(str(getattr(index, "name", "")), (-1, size))
+    checked = 0 <= low and high < size
+    count = len(shape_of(index))
+
+    def gathered(table: Any, places: Any) -> Any:
+        def row(*i: Any) -> Any:
+            place = places(*i[axis : axis + count])
+            if not checked:
+                lowest, highest = tirx.const(0, places.dtype), tirx.const(size - 1, places.dtype)
+                place = tirx.max(tirx.min(place, highest), lowest)
+            return table(*i[:axis], place, *i[axis + count :])
+
+        return te.compute(shape_of(call), row, name="take")
+
+    return builder.call_te(gathered, data, index, primfunc_name_hint="take")
+
+
+def legal_matmul(builder: Any, call: Expr, machine: Machine) -> Expr:
+    """A product with a constant matrix reads packed panels; any other keeps TVM's form."""
+    left, right = call.args
+    if not isinstance(right, ir.GenericConst) or dtype_of(call) != "float32" or len(shape_of(left)) < 2:
+        return default("matmul", builder, call)
+    weights = right.value.numpy()
+    if math.prod(weights.shape[:-2]) != 1:
+        return default("matmul", builder, call)
+    weights = weights.reshape(weights.shape[-2:])
+    shape = shape_of(call)
+    panel = panel_of(machine, rows=math.prod(shape[:-1]), columns=shape[-1])
+    packed = relax.const(panel.packed(weights), "float32")
+    return builder.call_te(
+        lambda x, w: packed_product(x, w, shape, panel),
+        left,
+        packed,
+        primfunc_name_hint="matmul",
+        primfunc_attrs={"op_pattern": OUT_ELEMENTWISE},
+    )
+
+
+OUT_ELEMENTWISE = 4  # relax's OpPatternKind: elementwise operators may follow it in one kernel
+OPAQUE = 8
+
+
+def packed_product(x: Any, w: Any, shape: tuple[int, ...], panel: Panel) -> Any:
+    """y[..., n] = sum_k x[..., k] w[n / P, k, n mod P], and without the padding of the last panel."""
+    width = int(x.shape[-1])
+    k = te.reduce_axis((0, width), name="k")
+    padded = (*shape[:-1], panel.count * panel.columns)
+
+    def dot(*i: Any) -> Any:
+        return te.sum(x(*i[:-1], k) * w(i[-1] // panel.columns, k, i[-1] % panel.columns), axis=k)
+
+    y = te.compute(padded, dot, name=PACKED)
+    return y if padded == shape else te.compute(shape, lambda *i: y(*i), name=PADDED)
+
+
+def legal_layer_norm(builder: Any, call: Expr, machine: Machine) -> Expr:
+    """Over the last axis, float32; other forms keep TVM's."""
+    axes = [int(axis) % len(shape_of(call)) for axis in call.attrs.axes]
+    plain = bool(call.attrs.center) and bool(call.attrs.scale)
+    if axes != [len(shape_of(call)) - 1] or dtype_of(call) != "float32" or not plain:
+        return default("nn.layer_norm", builder, call)
+    lanes = rows.lanes_of(machine, shape_of(call)[-1])
+    epsilon = float(call.attrs.epsilon)
+    return builder.call_te(
+        lambda x, scale, shift: rows.layer_norm(x, scale, shift, epsilon, lanes),
+        *call.args,
+        primfunc_name_hint="layer_norm",
+        primfunc_attrs={"op_pattern": OPAQUE},
+    )
+
+
+def legal_softmax(builder: Any, call: Expr, machine: Machine) -> Expr:
+    """Over the last axis, float32; other forms keep TVM's."""
+    if int(call.attrs.axis) % len(shape_of(call)) != len(shape_of(call)) - 1 or dtype_of(call) != "float32":
+        return default("nn.softmax", builder, call)
+    lanes = rows.lanes_of(machine, shape_of(call)[-1])
+    return builder.call_te(
+        lambda x: rows.softmax(x, lanes),
+        call.args[0],
+        primfunc_name_hint="softmax",
+        primfunc_attrs={"op_pattern": OPAQUE},
+    )
+
+
+def legalized(module: Any, machine: Machine, ranges: Mapping[str, tuple[int, int]]) -> Any:
+    """Every operator as a PrimFunc, neighbours fused; views (`relax.reshape`) stand alone again."""
+    from tvm import transform
+
+    passes = [
+        relax.transform.LegalizeOps(rules(machine, ranges)),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        relax.transform.RewriteDataflowReshape(),
+        relax.transform.ToNonDataflow(),
+        relax.transform.CanonicalizeBindings(),
+        relax.transform.DeadCodeElimination(),
+    ]
+    with machine.target:
+        return transform.Sequential(passes)(module)
+
+
+def as_array(constant: Expr) -> np.ndarray[Any, np.dtype[Any]]:
+    """The values of a constant."""
+    return np.asarray(constant.value.numpy())

@@ -1,0 +1,184 @@
+"""A compiled folder as a program: the shared library through ctypes, every pointer bound once per stream."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgemem import contract as contracts
+from edgemem.errors import InputError, ModelFileError, StreamError, UsageError
+from edgemem.program import Array, Program, StateBlock
+
+if TYPE_CHECKING:
+    from edgemem.contract import Contract
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+ALIGNMENT = 64
+OK, NULL, SIZE, MISALIGNED, STATE, RANGE, NUMBER, WEIGHTS = range(8)
+HASHED_BYTES = 16 << 20  # a library beyond this is trusted to its weights' own checksum
+Address = ctypes.c_void_p
+
+
+class Library:
+    """The functions of one compiled model."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        try:
+            self._handle = ctypes.CDLL(str(path))
+            self.reset = self._handle[f"{name}_reset"]
+            self.step = self._handle[f"{name}_step_bound"]
+            self.place = self._handle[f"{name}_state"]
+            self.check = self._handle[f"{name}_check"]
+        except (OSError, AttributeError) as error:
+            raise ModelFileError(
+                f"{path} cannot be loaded on this machine ({error}); a program for another board runs with --board"
+            ) from error
+        self.reset.argtypes = [Address, ctypes.c_size_t]
+        self.place.argtypes, self.place.restype = [Address, ctypes.c_size_t, ctypes.c_size_t], Address
+
+
+class AotState(StateBlock):
+    """State block, arena, inputs and outputs of one stream, and the struct that points to all of them."""
+
+    def __init__(self, library: Library, contract: Contract, state_bytes: int, arena_bytes: int) -> None:
+        self._library, self._contract = library, contract
+        self._block, self._arena = empty(state_bytes), empty(arena_bytes)
+        self.inputs = {port.name: aligned_array(port.shape, port.dtype) for port in contract.inputs}
+        self.outputs = {port.name: aligned_array(port.shape, port.dtype) for port in contract.outputs}
+        self._in, self._out = addresses(self.inputs), addresses(self.outputs)
+        pointers = [self._in, self._out, self._block, state_bytes, self._arena, arena_bytes, 0]
+        self._bound = np.array([p if isinstance(p, int) else p.ctypes.data for p in pointers], np.uintp)
+        self.argument = Address(self._bound.ctypes.data)
+        self.reset()
+
+    def get(self) -> dict[str, Array]:
+        return {name: view.copy() for name, view in self._views().items()}
+
+    def set(self, values: Mapping[str, Array]) -> None:
+        for name, view in self._views().items():
+            np.copyto(view, values[name], casting="no")
+
+    def reset(self) -> None:
+        if self._library.reset(self._block.ctypes.data, self._block.nbytes) != OK:
+            raise StreamError("the compiled program refuses its state block; compile the model again")
+
+    def _views(self) -> dict[str, Array]:
+        """Every state where it lies now; states that take turns move with every step."""
+        base = self._block.ctypes.data
+        views = {}
+        for index, state in enumerate(self._contract.states):
+            offset = self._library.place(base, self._block.nbytes, index) - base
+            size = int(np.prod(state.shape)) * np.dtype(state.dtype).itemsize
+            views[state.name] = self._block[offset : offset + size].view(state.dtype).reshape(state.shape)
+        return views
+
+
+class AotProgram(Program):
+    """A compiled model; its weights are the library's read-only section, shared by streams and processes."""
+
+    runtime = "aot"
+
+    def __init__(self, library: Library, contract: Contract, sizes: Mapping[str, int]) -> None:
+        self.contract, self._library = contract, library
+        self._state_bytes, self._arena_bytes = int(sizes["state"]), int(sizes["arena"])
+
+    def new_state(self) -> AotState:
+        return AotState(self._library, self.contract, self._state_bytes, self._arena_bytes)
+
+    def step(self, inputs: Mapping[str, Array], state: StateBlock) -> dict[str, Array]:
+        assert isinstance(state, AotState)
+        held = state.inputs
+        for name, array in inputs.items():
+            held[name][...] = array
+        code = self._library.step(state.argument)
+        if code != OK:
+            raise refused(code)
+        return state.outputs
+
+
+def refused(code: int) -> Exception:
+    """The exception for a step's error code."""
+    if code == RANGE:
+        return InputError("the compiled program refuses an integer input outside its range; see the contract's inputs")
+    return StreamError(f"the compiled program refuses the step (code {code}); open a new stream")
+
+
+def empty(nbytes: int) -> Array:
+    """Zeroed bytes that start at a multiple of 64."""
+    raw = np.zeros(nbytes + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + nbytes]
+
+
+def aligned_array(shape: tuple[int, ...], dtype: str) -> Array:
+    kind = np.dtype(dtype)
+    return empty(int(np.prod(shape)) * kind.itemsize).view(kind).reshape(shape)
+
+
+def addresses(arrays: Mapping[str, Array]) -> Array:
+    """A C struct of pointers, one for each array."""
+    return np.array([array.ctypes.data for array in arrays.values()], np.uintp)
+
+
+def load_folder(folder: Path) -> AotProgram:
+    """The program in a folder that `edgemem compile` wrote.
+
+    Raises:
+        ModelFileError: the manifest or the library is missing, damaged, or for another machine.
+        ContractError: the contract in the manifest is damaged.
+    """
+    manifest = read_manifest(folder)
+    name = manifest["name"]
+    path = folder / f"{name}.so"
+    check_library(path, manifest)
+    library = Library(path, name)
+    if library.check() != OK:
+        raise ModelFileError(f"{path}: its weights differ from those that were compiled; compile the model again")
+    contract = contracts.decode(json.dumps(manifest["contract"]))
+    return AotProgram(library, contract, manifest["bytes"])
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a compiled folder, its outline checked.
+
+    Raises:
+        ModelFileError: missing, not JSON, of a newer format, or without what loading needs.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path} is not a readable manifest ({error}); `edgemem compile` writes one") from error
+    wanted = {"format": int, "name": str, "contract": dict, "bytes": dict, "files": dict}
+    for key, kind in wanted.items():
+        if not isinstance(manifest, dict) or not isinstance(manifest.get(key), kind):
+            raise ModelFileError(f"{path}: field {key} is missing or not {kind.__name__}; compile the model again")
+    if manifest["format"] > FORMAT:
+        raise ModelFileError(f"{path}: format {manifest['format']} is newer than {FORMAT}; upgrade edgemem")
+    if not manifest["name"].isidentifier():
+        raise ModelFileError(f"{path}: name {manifest['name']!r} is not an identifier; compile the model again")
+    return manifest
+
+
+def check_library(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse a library that is not the one of the manifest."""
+    try:
+        size = path.stat().st_size
+        found = hashlib.sha256(path.read_bytes()).hexdigest() if size <= HASHED_BYTES else None
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read ({error.strerror}); compile the model again") from error
+    if found is not None and found != manifest["files"].get(path.name):
+        raise ModelFileError(f"{path} is not the library of its manifest; compile the model again")
+
+
+def one_thread(threads: int) -> None:
+    """Compiled steps run on the thread that calls them."""
+    if threads != 1:
+        raise UsageError(f"the aot runtime runs a step on one thread, --threads {threads} came; leave it out")

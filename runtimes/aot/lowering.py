@@ -1,0 +1,121 @@
+"""From a scheduled PrimFunc to a function of plain pointers: no packed arguments, no heap, no runtime.
+
+    f(x: Buffer, y: Buffer) with blocks   ->   f(float *x, float *y[, float *work])
+
+Buffers that stay small live on the stack; larger ones become a last argument that the memory plan provides. Two
+parameters that name one buffer (a state updated in place) become one pointer, so that no `noalias` promise is broken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgemem.runtimes.aot.machine import Machine
+
+STACK_BYTES = 2048  # of one buffer inside a kernel
+WORK_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A kernel ready for code generation: `pointers` names its arguments, `work_bytes` sizes of those added."""
+
+    function: Any
+    work_bytes: tuple[int, ...]
+
+
+def passes(target: Any) -> Any:
+    """TVM's lowering of scheduled programs, without what only GPUs and packed calls need."""
+    from tvm import s_tir, tirx, transform
+
+    return transform.Sequential(
+        [
+            s_tir.transform.CanonicalizeLoop(),
+            s_tir.transform.LowerInitBlock(),
+            s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+            s_tir.transform.ConvertBlocksToOpaque(),
+            s_tir.transform.CompactBufferAllocation(),
+            s_tir.transform.LowerMatchBuffer(),
+            s_tir.transform.StmtSimplify(),
+            s_tir.transform.LowerOpaqueBlock(),
+            tirx.transform.FlattenBuffer(),
+            tirx.transform.NarrowDataType(32),
+            s_tir.transform.LoopPartition(),
+            tirx.transform.VectorizeLoop(True),
+            tirx.transform.StorageRewrite(),
+            s_tir.transform.HoistIfThenElse(),
+            tirx.transform.UnrollLoop(),
+            s_tir.transform.RenormalizeSplitPattern(),
+            tirx.transform.StmtSimplify(),
+            tirx.transform.RemoveNoOp(),
+            s_tir.transform.RewriteUnsafeSelect(),
+            tirx.transform.CommonSubexprElim(),
+            tirx.transform.VerifyMemory(),
+            tirx.transform.LowerIntrin(),
+        ]
+    )
+
+
+def lowered(function: Any, name: str, machine: Machine, shared: Sequence[tuple[int, int]] = ()) -> Lowered:
+    """The kernel of a scheduled PrimFunc; `shared` holds pairs of parameters that are one buffer."""
+    import tvm
+
+    function = function.with_attr("global_symbol", name).with_attr("tirx.noalias", True)
+    function = function.with_attr("target", machine.target)
+    with machine.target:
+        flat = passes(machine.target)(tvm.IRModule({name: function}))[name]
+    return with_pointers(flat, dict(shared))
+
+
+def with_pointers(function: Any, shared: dict[int, int]) -> Lowered:
+    """Parameters of buffers as parameters of pointers; large buffers of its own as further ones."""
+    from tvm import ir, tirx
+    from tvm.tirx.stmt import AllocBuffer, DeclBuffer
+
+    pointers = [pointer(parameter) for parameter in function.params]
+    for kept, dropped in shared.items():
+        pointers[dropped] = pointers[kept]
+    statements, work = [], []
+    for statement in sequence(function.body):
+        if isinstance(statement, DeclBuffer) and isinstance(statement.data, ir.Call):
+            index = next((i for i, p in enumerate(function.params) if statement.data.args[0].same_as(p)), None)
+            if index is not None:
+                statement = DeclBuffer(statement.buffer, data=pointers[index])
+        elif isinstance(statement, AllocBuffer) and nbytes(statement.buffer) > STACK_BYTES:
+            room = pointer(statement.buffer)
+            work.append((room, nbytes(statement.buffer)))
+            statement = DeclBuffer(statement.buffer, data=room)
+        statements.append(statement)
+    kept_pointers = [p for i, p in enumerate(pointers) if i not in shared.values()]
+    parameters = [*kept_pointers, *(room for room, _ in work)]
+    body = tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
+    result = tirx.PrimFunc(parameters, body, ret_type=function.ret_type, attrs=function.attrs)
+    return Lowered(result, tuple(size for _, size in work))
+
+
+def sequence(body: Any) -> list[Any]:
+    """The statements of a body, one by one."""
+    from tvm import tirx
+
+    return list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
+
+
+def pointer(buffer: Any) -> Any:
+    """A pointer to the elements of a buffer."""
+    from tvm import tirx
+    from tvm.ir import PointerType, PrimType
+
+    kind = str(buffer.ty.dtype)
+    return tirx.Var(str(buffer.name), PointerType(PrimType(kind.partition("x")[0])))
+
+
+def nbytes(buffer: Any) -> int:
+    """Bytes of a buffer of constant shape."""
+    import math
+
+    from tvm import DataType
+
+    kind = DataType(str(buffer.ty.dtype))
+    return math.prod(int(extent) for extent in buffer.shape) * max(8, kind.bits) // 8 * kind.lanes

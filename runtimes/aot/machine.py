@@ -1,0 +1,46 @@
+"""What schedules need to know of a core: vector lanes, registers, and LLVM's target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgemem.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edgemem.boards import Board
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`lanes` float32 per vector register (1 where there are none), `registers` of them."""
+
+    target: Any
+    lanes: int
+    registers: int
+
+
+def machine(board: Board) -> Machine:
+    """The machine of a board.
+
+    Raises:
+        ConfigError: LLVM does not know the core, or the board does not say how wide its vectors are.
+    """
+    from tvm.target import Target, codegen
+
+    if board.is_host:
+        core, triple = codegen.llvm_get_system_cpu(), codegen.llvm_get_system_triple()
+        target = Target({"kind": "llvm", "mtriple": triple, "mcpu": core})
+        bits = int(codegen.llvm_get_vector_width(target))
+        return Machine(target, bits // 32, 32 if bits >= 512 or "aarch64" in triple else 16)
+    if board.triple is None or board.vector_bits is None or board.vector_registers is None:
+        raise ConfigError(f"board {board.name}: triple, vector_bits and vector_registers are wanted to compile for it")
+    described: dict[str, Any] = {"kind": "llvm", "mtriple": board.triple, "mcpu": board.core}
+    described |= {"mattr": board.features} if board.features else {}
+    described |= {"mabi": board.abi} if board.abi else {}
+    described |= {"mfloat-abi": board.float_abi} if board.float_abi else {}
+    try:
+        target = Target(described)
+    except Exception as error:  # TVM raises plain errors of its own kind
+        raise ConfigError(f"board {board.name}: LLVM refuses {described}: {str(error).splitlines()[0]}") from error
+    return Machine(target, max(1, board.vector_bits // 32), board.vector_registers)

@@ -1,0 +1,133 @@
+"""Exponential, sigmoid, tanh and error function as polynomials: no math library, and vectors stay vectors.
+
+Each is an operator of its own that stays one call until the last lowering step, so that schedules can inline it.
+
+    exp      x = n ln 2 + r, |r| <= ln 2 / 2      e^x = 2^n p(r)         p of degree 7 (Cephes expf)
+    sigmoid  1 / (1 + e^-x)
+    tanh     x p(x^2) / q(x^2), |x| <= 7.9        Eigen's rational form
+    erf      x p(x^2) / q(x^2), |x| <= 4          Eigen's rational form
+
+Relative errors against double precision are below 3e-7. NaN gives NaN; e^x is 0 below -86.6 and infinite above 88.7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import tirx
+from tvm.ir import Call
+from tvm.ir.op import register_op_attr
+
+Expr = Any
+
+PURE = 1  # TCallEffectKind: no side effects
+ROUND = 12582912.0  # 1.5 * 2^23: adding it leaves a float's nearest integer in its lowest bits
+LN2_HIGH, LN2_LOW = 0.693145751953125, 1.428606765330187e-06
+EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+EXP_LOWEST, EXP_HIGHEST = -86.6, 88.7228
+TANH_LIMIT = 7.90531110763549805
+TANH_P = (-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08,
+          1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03)  # fmt: skip
+TANH_Q = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
+ERF_LIMIT = 4.0
+ERF_P = (-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05,
+         -7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02)  # fmt: skip
+ERF_Q = (-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03,
+         -1.42647390514189e-02)  # fmt: skip
+
+
+class Number:
+    """Constants and shared values at the type (float32 or a vector of it) of one call."""
+
+    def __init__(self, call: Call) -> None:
+        self.argument = call.args[0]
+        self.dtype = str(self.argument.ty.dtype)
+        self.integer = self.dtype.replace("float32", "int32")
+
+    def __call__(self, value: float) -> Expr:
+        return tirx.const(value, self.dtype)
+
+    def bits(self, value: int) -> Expr:
+        return tirx.const(value, self.integer)
+
+    def let(self, value: Expr, use: Callable[[Expr], Expr]) -> Expr:
+        """`use` of a value that is computed once."""
+        name = tirx.Var("shared", self.dtype)
+        return tirx.Let(name, value, use(name))
+
+    def polynomial(self, coefficients: Sequence[float], x: Expr) -> Expr:
+        """Horner's rule, highest power first."""
+        y = self(coefficients[0])
+        for coefficient in coefficients[1:]:
+            y = y * x + self(coefficient)
+        return y
+
+    def exp(self, x: Expr) -> Expr:
+        """e^x of a value that is a name."""
+
+        def scaled(t: Expr) -> Expr:
+            n = t - self(ROUND)
+            return self.let(x - n * self(LN2_HIGH) - n * self(LN2_LOW), lambda r: power(t, r))
+
+        def power(t: Expr, r: Expr) -> Expr:
+            y = self.polynomial(EXP, r) * (r * r) + r + self(1.0)
+            half = (tirx.reinterpret(self.integer, t) << self.bits(23)) + self.bits(126 << 23)  # 2^(n - 1)
+            y = y * tirx.reinterpret(self.dtype, half) * self(2.0)
+            y = tirx.Select(x > self(EXP_HIGHEST), self(float("inf")), y)
+            return tirx.Select(x < self(EXP_LOWEST), self(0.0), tirx.Select(tirx.NE(x, x), x, y))
+
+        return self.let(x * self(1.44269504088896341) + self(ROUND), scaled)
+
+    def rational(self, x: Expr, limit: float, p: Sequence[float], q: Sequence[float]) -> Expr:
+        """x p(x^2) / q(x^2) with x held inside +-limit; NaN passes."""
+
+        def inside(held: Expr) -> Expr:
+            return self.let(held * held, lambda s: held * self.polynomial(p, s) / self.polynomial(q, s))
+
+        above = tirx.Select(x > self(limit), self(limit), x)
+        return self.let(tirx.Select(x < self(-limit), self(-limit), above), inside)
+
+
+def lowered_exp(call: Call) -> Expr:
+    number = Number(call)
+    return number.let(number.argument, number.exp)
+
+
+def lowered_sigmoid(call: Call) -> Expr:
+    number = Number(call)
+    return number(1.0) / (number(1.0) + number.let(number(0.0) - number.argument, number.exp))
+
+
+def lowered_tanh(call: Call) -> Expr:
+    number = Number(call)
+    return number.let(number.argument, lambda x: number.rational(x, TANH_LIMIT, TANH_P, TANH_Q))
+
+
+def lowered_erf(call: Call) -> Expr:
+    number = Number(call)
+    return number.let(number.argument, lambda x: number.rational(x, ERF_LIMIT, ERF_P, ERF_Q))
+
+
+LOWERED = {"exp": lowered_exp, "sigmoid": lowered_sigmoid, "tanh": lowered_tanh, "erf": lowered_erf}
+
+
+def register() -> None:
+    """Make the operators known to TVM; nothing that TVM has of its own changes."""
+    for name, lowering in LOWERED.items():
+        operator = f"tirx.edgemem_{name}"
+        register_op_attr(operator, "TCallEffectKind", PURE)
+        register_op_attr(operator, "TVectorizable", True)
+        register_op_attr(operator, "TScriptPrinterName", f"edgemem_{name}")
+        register_op_attr(operator, "default.FLowerIntrinsic", lowering)
+
+
+register()
+
+
+def function(name: str) -> Callable[[Expr], Expr]:
+    """The scalar function of float32 called `exp`, `sigmoid`, `tanh` or `erf`."""
+    return lambda x: tirx.call_intrin("float32", f"tirx.edgemem_{name}", x)
+
+
+exp, sigmoid, tanh, erf = (function(name) for name in ("exp", "sigmoid", "tanh", "erf"))

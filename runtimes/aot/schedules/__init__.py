@@ -1,0 +1,38 @@
+"""How each kernel is computed: one module per family, picked by the blocks that a PrimFunc has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgemem.runtimes.aot.machine import Machine
+
+
+def scheduled(function: Any, machine: Machine) -> tuple[Any, str]:
+    """A PrimFunc in its order of execution, and the name of the schedule that it got.
+
+    A schedule that does not fit (TVM refuses one of its steps) gives way to the next more general one; the last
+    one is the order that the operators have by themselves.
+    """
+    from tvm.s_tir import Schedule
+    from tvm.s_tir.schedule import ScheduleError
+
+    from edgemem.runtimes.aot.schedules import matmul, rows, spatial
+    from edgemem.runtimes.aot.schedules.blocks import block_names
+
+    sch = Schedule(function, error_render_level="none")
+    names, product = block_names(sch), matmul.product_of(sch)
+    attempts: list[tuple[str, Any]] = []
+    if rows.LAST in names:
+        attempts.append(("rows", lambda s: rows.schedule(s, machine)))
+    if product is not None:
+        attempts.append(("tile", lambda s: matmul.schedule(s, machine, product)))
+    attempts.append(("loops", spatial.schedule))
+    for name, attempt in attempts:
+        sch = Schedule(function, error_render_level="none")
+        try:
+            attempt(sch)
+        except ScheduleError:
+            continue
+        return sch.mod["main"], name
+    return function, "plain"

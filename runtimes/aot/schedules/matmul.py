@@ -1,0 +1,135 @@
+"""Matrix products in register tiles; a constant right side lies in panels of whole vectors.
+
+    w [K, N]  ->  panels [N / P, K, P]        P columns, zeros behind the last one
+    for each panel, for each tile of R rows:
+        accumulators [R, P] in registers; for k: acc[r, :] += x[r, k] * panel[k, :]
+        what follows (bias, gates) on the tile, then one store
+
+R = 1 for a matrix-vector product. The weights are read once, in order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgemem.runtimes.aot.machine import Machine
+from edgemem.runtimes.aot.schedules.blocks import block_names, is_reduction
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+PACKED = "packed_matmul"  # block name of a product with panels
+PLAIN = "matmul"  # block name of TVM's own form
+WIDTHS = {True: (4, 6, 5, 8, 7, 3), False: (8, 6, 7, 5, 4, 3)}  # vectors per panel: wide registers, narrow ones
+SCALAR_PANEL = 4  # columns where there are no vectors
+UNROLLED = 4  # steps of the sum at a time
+
+
+@dataclass(frozen=True)
+class Panel:
+    """`count` panels of `columns` columns each, for a matrix of `width` columns."""
+
+    columns: int
+    count: int
+    width: int
+
+    def packed(self, weights: Array) -> Array:
+        """[K, N] as [count, K, columns], zeros behind the last column."""
+        padded = np.zeros((weights.shape[0], self.columns * self.count), weights.dtype)
+        padded[:, : self.width] = weights
+        return np.ascontiguousarray(padded.reshape(len(weights), self.count, self.columns).transpose(1, 0, 2))
+
+
+def panel_of(machine: Machine, rows: int, columns: int) -> Panel:
+    """The panel for a product of `rows` rows: a few whole vectors, as little padding as possible."""
+    if machine.lanes == 1:
+        return Panel(SCALAR_PANEL, -(-columns // SCALAR_PANEL), columns)
+    vectors = -(-columns // machine.lanes)
+    widths = WIDTHS[machine.lanes >= 16 or rows > 1]
+    fitting = [width for width in widths if vectors % width == 0]
+    if fitting:
+        width = fitting[0]
+    elif vectors <= widths[0]:
+        width = vectors
+    else:
+        width = 4
+    return Panel(width * machine.lanes, -(-vectors // width), columns)
+
+
+def tile_rows(machine: Machine, rows: int, vectors: int) -> int:
+    """Rows per tile: as many as divide `rows` and leave registers for a row of weights and one value."""
+    most = max(1, (machine.registers - vectors - 1) // max(1, vectors))
+    return max(r for r in range(1, min(most, rows, 8) + 1) if rows % r == 0)
+
+
+def schedule(sch: Any, machine: Machine, name: str) -> None:
+    """Tile the product called `name`; what follows it is computed on each tile while it is in registers."""
+    block = sch.get_sblock(name)
+    followers = [n for n in block_names(sch) if n != name]
+    *outer, column, k = sch.get_loops(block)
+    panel = panel_columns(sch, block, machine, name)
+    if panel is None:
+        sch.reorder(k, column)
+        sch.vectorize(column) if int(sch.get(column).extent) in (2, 4, 8, 16) else None
+        sch.decompose_reduction(block, k)
+        return
+    lanes = min(machine.lanes, panel & -panel)
+    batch, row = (outer, None) if name == PACKED else (outer[:-1], outer[-1])
+    if row is None:
+        row = sch.fuse(*batch) if len(batch) > 1 else batch[0]
+        batch = []
+    tile = tile_rows(machine, int(sch.get(row).extent), max(1, panel // lanes))
+    row, in_row = sch.split(row, [None, tile])
+    column, in_column = sch.split(column, [None, panel])
+    vector, lane = sch.split(in_column, [None, lanes])
+    extent = int(sch.get(k).extent)
+    steps = next(u for u in (UNROLLED, 3, 2, 1) if extent % u == 0)
+    k, in_k = sch.split(k, [None, steps])
+    sch.reorder(*batch, column, row, k, in_k, in_row, vector, lane)
+    if followers:
+        sch.set_scope(block, 0, "local")
+        follow(sch, followers, row, lanes)
+    if lanes > 1:
+        sch.vectorize(lane)
+    for loop in (vector, in_row, in_k):
+        sch.unroll(loop)
+    sch.decompose_reduction(block, k)
+
+
+def panel_columns(sch: Any, block: Any, machine: Machine, name: str) -> int | None:
+    """Columns per tile, None where no vector divides them."""
+    shapes = [tuple(int(extent) for extent in region.source.shape) for region in sch.get(block).reads]
+    if name == PACKED:
+        return shapes[-1][-1]
+    columns = shapes[-1][-1]
+    lanes = machine.lanes
+    while columns % lanes:
+        lanes //= 2
+    if lanes < min(4, machine.lanes):
+        return None
+    vectors = columns // lanes
+    return lanes * next(v for v in (4, 3, 5, 2, 1) if vectors % v == 0)
+
+
+def follow(sch: Any, names: list[str], row: Any, lanes: int) -> None:
+    """Inline all that follows into the last block, and compute that on each tile."""
+    for name in names[:-1]:
+        sch.compute_inline(sch.get_sblock(name))
+    last = sch.get_sblock(names[-1])
+    sch.reverse_compute_at(last, row)
+    inner = sch.get_loops(last)[-1]
+    extent = int(sch.get(inner).extent)
+    if lanes > 1 and extent % lanes == 0:
+        vector, lane = sch.split(inner, [None, lanes])
+        sch.vectorize(lane)
+        sch.unroll(vector)
+
+
+def product_of(sch: Any) -> str | None:
+    """The block of a kernel's matrix product, where it has one."""
+    for name in block_names(sch):
+        if name.startswith((PACKED, PLAIN)) and is_reduction(sch, sch.get_sblock(name)):
+            return name
+    return None
