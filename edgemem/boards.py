@@ -1,14 +1,14 @@
 """Boards: what a device has, read from one TOML file each in the `devices` folder.
 
-    name = "rpi4"                       the file's name
-    kind = "linux"                      `linux`: a process under an operating system; `bare`: firmware
-    triple = "aarch64-linux-gnu"        LLVM's name of the machine
-    core = "cortex-a72"                 LLVM's name of the processor; `native`: the one that compiles
-    features = ["+neon"]                LLVM's names of what the core has beyond its default
-    vector_bits = 128                   width of a SIMD register, 0 where there are none
-    compiler = "aarch64-linux-gnu-gcc"  C compiler for the generated driver, with `compiler_flags`
-    emulator = ["qemu-aarch64", ...]    command that runs a program of the board on this machine
-    ram_bytes = 1_073_741_824           what a program may use, where there is a limit; `flash_bytes` likewise
+name = "rpi4"                       the file's name
+kind = "linux"                      `linux`: a process under an operating system; `bare`: firmware
+triple = "aarch64-linux-gnu"        LLVM's name of the machine
+core = "cortex-a72"                 LLVM's name of the processor; `native`: the one that compiles
+features = ["+neon"]                LLVM's names of what the core has beyond its default
+vector_bits = 128                   width of a SIMD register, 0 where there are none
+compiler = "aarch64-linux-gnu-gcc"  C compiler for the generated driver, with `compiler_flags`
+emulator = ["qemu-aarch64", ...]    command that runs a program of the board on this machine
+ram_bytes = 1_073_741_824           what a program may use, where there is a limit; `flash_bytes` likewise
 """
 
 from __future__ import annotations

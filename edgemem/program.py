@@ -70,8 +70,8 @@ class Program(ABC):
         return Stream(self, nan=nan)
 
 
-def load(path: str | Path, runtime: str = "ort", **options: Any) -> Program:
-    """Load a model file (or compiled folder) into a runtime.
+def load(path: str | Path, runtime: str | None = None, **options: Any) -> Program:
+    """Load a model file (or compiled folder) into a runtime: by default `ort` for a file, `aot` for a folder.
 
     Options go to the runtime's `prepare`; all runtimes know `threads`.
 
@@ -80,6 +80,7 @@ def load(path: str | Path, runtime: str = "ort", **options: Any) -> Program:
         UsageError: no such runtime.
         MissingDependency: the runtime's engine is not installed.
     """
+    runtime = runtime or ("aot" if Path(path).is_dir() else "ort")
     if runtime not in RUNTIMES:
         raise UsageError(f"unknown runtime {runtime!r}; there are {', '.join(RUNTIMES)}")
     program: Program = importlib.import_module(f"edgemem.runtimes.{runtime}").prepare(Path(path), **options)

@@ -19,16 +19,21 @@ PACKAGES = (
     ("export", "torch", "pip install 'edgemem[export]'"),
     ("export", "onnx", "pip install 'edgemem[export]'"),
     ("export", "onnxscript", "pip install 'edgemem[export]'"),
+    ("compile", "apache-tvm", "pip install 'edgemem[tvm]'"),
     ("audio", "soundfile", "pip install 'edgemem[audio]'"),
     ("audio", "soxr", "pip install 'edgemem[audio]'"),
     ("microphone", "sounddevice", "pip install 'edgemem[mic]'"),
     ("pictures", "matplotlib", "pip install 'edgemem[plot]'"),
 )
 TOOLS = (
+    ("compile", "gcc"),
     ("Cortex-M boards", "arm-none-eabi-gcc"),
     ("Cortex-M boards", "qemu-system-arm"),
     ("Linux boards", "aarch64-linux-gnu-gcc"),
+    ("Linux boards", "arm-linux-gnueabihf-gcc"),
+    ("Linux boards", "riscv64-linux-gnu-gcc"),
     ("Linux boards", "qemu-aarch64"),
+    ("Linux boards", "qemu-riscv64"),
     ("RISC-V boards", "riscv64-unknown-elf-gcc"),
 )
 

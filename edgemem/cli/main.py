@@ -19,6 +19,8 @@ COMMANDS = {
     "models": "List the models that edgemem builds by name.",
     "export": "Export a model to ONNX with its state under a contract.",
     "inspect": "Show a model file: contract, sizes, cost per step.",
+    "compile": "Compile a model file to a C library for a board.",
+    "boards": "List the boards that programs are compiled for.",
     "run": "Stream audio, arrays or text through a model file.",
     "eval": "Judge a model by a task, on a held-out excerpt.",
     "verify": "Prove that a model file computes what its torch module computes.",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--top-k", type=click.IntRange(1), help="Choose among the K likeliest tokens.")
 @click.option("--stop", help="Stop generating after this text.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the choices.")
-@click.option("--runtime", default="ort", show_default=True, help="What runs the model.")
+@click.option("--runtime", help="What runs the model: ort for a file and aot for a compiled folder, if left out.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Cores that one step may use.")
 @click.option("--state", type=click.Path(path_type=Path), help="Go on from this snapshot if it exists; save it after.")
 @click.option("--rows", is_flag=True, help="Every output row instead of a summary of them.")
@@ -39,13 +39,13 @@ def command(
     top_k: int | None,
     stop: str | None,
     seed: int,
-    runtime: str,
+    runtime: str | None,
     threads: int,
     state: Path | None,
     rows: bool,
     as_json: bool,
 ) -> None:
-    """Stream audio, arrays or text through FILE and print what comes out, as it comes.
+    """Stream audio, arrays or text through FILE (or a compiled folder) and print what comes out, as it comes.
 
     \b
     edgemem run k.onnx --input speech.wav

@@ -1,10 +1,10 @@
 """From a model file to a folder with a program: the stages one after another.
 
-    NAME.h NAME.c           what a C program includes, and the step in C99
-    NAME_kernels.o          TVM's code for the board's core
-    NAME_weights.bin .S     the weights, and the section that holds them
-    NAME.so NAME.a          the same linked
-    manifest.json           contract, digests, compilers, sizes, memory plan, the PrimFunc behind each kernel
+NAME.h NAME.c           what a C program includes, and the step in C99
+NAME_kernels.o          TVM's code for the board's core
+NAME_weights.bin .S     the weights, and the section that holds them
+NAME.so NAME.a          the same linked
+manifest.json           contract, digests, compilers, sizes, memory plan, the PrimFunc behind each kernel
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from edgemem import __version__, modelfile
 from edgemem import contract as contracts
@@ -165,8 +163,7 @@ def source_of(
     blob = bytearray(plan.weight_bytes)
     for number, slot in plan.weights.items():
         blob[slot.offset : slot.offset + slot.nbytes] = graph.constants[number].tobytes()
-    starts = {n: v for n, v in modelfile.start_values(model).items()}
-    offsets = {}
+    starts, offsets = modelfile.start_values(model), {}
     for state in model.contract.states:
         if isinstance(state.start, str):
             offsets[state.name] = len(blob)
@@ -187,7 +184,6 @@ def source_of(
         graph=graph,
         plan=plan,
         symbols=symbols,
-        starts=starts,
         start_offsets=offsets,
         identity=int.from_bytes(fingerprint[:8], "little"),
         weight_bytes=len(blob),
@@ -209,7 +205,7 @@ def parameter_types(
     """C types of a kernel's pointers: constant where it only reads."""
     kept, dropped = {pair[0] for pair in shared}, {pair[1] for pair in shared}
     types = []
-    for index, tensor in enumerate([*reads, *writes]):
+    for index in range(len(reads) + len(writes)):
         if index in dropped:
             continue
         const = "const " if index < len(reads) and index not in kept else ""
@@ -233,8 +229,9 @@ def check_budget(board: Board, model: str, source: emit.Source) -> None:
         )
     if board.ram_bytes is not None and ram > board.ram_bytes:
         raise BudgetError(
-            f"{model} does not fit {board.name}: {human_bytes(ram)} of memory needed, {human_bytes(board.ram_bytes)} on "
-            f"the board (state {human_bytes(source.plan.state_bytes)}, arena {human_bytes(source.plan.arena_bytes)}). "
+            f"{model} does not fit {board.name}: {human_bytes(ram)} of memory needed, "
+            f"{human_bytes(board.ram_bytes)} on the board (state {human_bytes(source.plan.state_bytes)}, "
+            f"arena {human_bytes(source.plan.arena_bytes)}). "
             "Quantize the model, export it with a smaller --chunk, or take a smaller one."
         )
 
@@ -288,7 +285,9 @@ def manifest_of(
             for slot in plan.states.values()
         },
         "kernels": [kernel_facts(variant, source) for variant in kernels.variants.values()],
-        "calls": [call_facts(placed, symbol, source) for placed, symbol in zip(plan.calls, source.symbols, strict=True)],
+        "calls": [
+            call_facts(placed, symbol, source) for placed, symbol in zip(plan.calls, source.symbols, strict=True)
+        ],
         "files": {
             file.name: hashlib.sha256(file.read_bytes()).hexdigest()
             for file in sorted(folder.iterdir())
@@ -320,8 +319,3 @@ def call_facts(placed: Any, kernel: emit.Kernel, source: emit.Source) -> dict[st
         "activation_bytes": sum(tensor.nbytes for tensor in others),
         "result": [list(tensor.shape) for tensor in placed.call.writes],
     }
-
-
-def start_arrays(model: modelfile.ModelFile) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
-    """The start values of a model's states."""
-    return modelfile.start_values(model)

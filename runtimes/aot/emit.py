@@ -48,7 +48,6 @@ class Source:
     graph: Graph
     plan: Plan
     symbols: Sequence[Kernel]
-    starts: Mapping[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]
     start_offsets: Mapping[str, int]  # of learned starts, in the weights
     identity: int  # 64 bits that say which model a state belongs to
     weight_bytes: int
@@ -78,7 +77,7 @@ def header(source: Source) -> str:
     )
     errors = ",\n".join(f"    {big}_{key} = {value} /* {text} */" for value, (key, text) in enumerate(ERRORS))
     states = "\n".join(
-        f"#define {big}_STATE_{index} \"{state.name}\" /* {state.dtype} {list(state.shape)} */"
+        f'#define {big}_STATE_{index} "{state.name}" /* {state.dtype} {list(state.shape)} */'
         for index, state in enumerate(contract.states)
     )
     return f"""\

@@ -1,12 +1,12 @@
 """Values that are known at compile time, computed with NumPy, and operators that do nothing, removed.
 
-    less/add/where around a checked index      -> the index
-    take with one constant index               -> slice, or nothing where the axis has one element
-    max of two stacked tensors                 -> maximum
-    broadcast_to, astype, reshape to the same  -> nothing
-    expand_dims, squeeze, flatten              -> reshape
-    permute_dims that moves axes of one only   -> reshape
-    matmul by a vector                         -> by a matrix of one column
+less/add/where around a checked index      -> the index
+take with one constant index               -> slice, or nothing where the axis has one element
+max of two stacked tensors                 -> maximum
+broadcast_to, astype, reshape to the same  -> nothing
+expand_dims, squeeze, flatten              -> reshape
+permute_dims that moves axes of one only   -> reshape
+matmul by a vector                         -> by a matrix of one column
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def same(a: Expr, b: Expr) -> bool:
 
 
 @mutator
-class Folder(PyExprMutator):
+class Folder(PyExprMutator):  # type: ignore[misc]
     """One walk; `ranges` holds the checked range of every integer input by variable name."""
 
     def __init__(self, module: Any, ranges: Mapping[str, tuple[int, int]]) -> None:

@@ -1,9 +1,9 @@
 """Operators that edgemem defines itself instead of taking TVM's default, as tensor expressions.
 
-    matmul by a constant   weights packed in panels at compile time      [N / P, K, P]
-    matmul, layer_norm, softmax, mean, sum   forms that the schedules know by their block names
-    exp, sigmoid, tanh, erf, silu, gelu      polynomials (`mathops`)
-    take                   a checked index is read as it is, any other is clamped
+matmul by a constant   weights packed in panels at compile time      [N / P, K, P]
+matmul, layer_norm, softmax, mean, sum   forms that the schedules know by their block names
+exp, sigmoid, tanh, erf, silu, gelu      polynomials (`mathops`)
+take                   a checked index is read as it is, any other is clamped
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 from tvm import ir, relax, te, tirx
 
 from edgemem.runtimes.aot import mathops
@@ -85,7 +84,7 @@ def legal_take(builder: Any, call: Expr, ranges: Mapping[str, tuple[int, int]]) 
     axis = 0 if call.attrs.axis is None else int(call.attrs.axis) % len(shape_of(data))
     size = shape_of(data)[axis]
     low, high = ranges.get(str(getattr(index, "name", "")), (-1, size))
-    checked = 0 <= low and high < size
+    checked = low >= 0 and high < size
     count = len(shape_of(index))
 
     def gathered(table: Any, places: Any) -> Any:
@@ -184,8 +183,3 @@ def legalized(module: Any, machine: Machine, ranges: Mapping[str, tuple[int, int
     ]
     with machine.target:
         return transform.Sequential(passes)(module)
-
-
-def as_array(constant: Expr) -> np.ndarray[Any, np.dtype[Any]]:
-    """The values of a constant."""
-    return np.asarray(constant.value.numpy())

@@ -53,8 +53,9 @@ class AotState(StateBlock):
         self.inputs = {port.name: aligned_array(port.shape, port.dtype) for port in contract.inputs}
         self.outputs = {port.name: aligned_array(port.shape, port.dtype) for port in contract.outputs}
         self._in, self._out = addresses(self.inputs), addresses(self.outputs)
-        pointers = [self._in, self._out, self._block, state_bytes, self._arena, arena_bytes, 0]
-        self._bound = np.array([p if isinstance(p, int) else p.ctypes.data for p in pointers], np.uintp)
+        state, arena = self._block.ctypes.data, self._arena.ctypes.data
+        ports = (self._in.ctypes.data, self._out.ctypes.data)
+        self._bound = np.array([*ports, state, state_bytes, arena, arena_bytes, 0], np.uintp)
         self.argument = Address(self._bound.ctypes.data)
         self.reset()
 
@@ -87,6 +88,7 @@ class AotProgram(Program):
 
     def __init__(self, library: Library, contract: Contract, sizes: Mapping[str, int]) -> None:
         self.contract, self._library = contract, library
+        self.weight_bytes = int(sizes["weights"])
         self._state_bytes, self._arena_bytes = int(sizes["state"]), int(sizes["arena"])
 
     def new_state(self) -> AotState:
@@ -153,7 +155,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        manifest: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ModelFileError(f"{path} is not a readable manifest ({error}); `edgemem compile` writes one") from error
     wanted = {"format": int, "name": str, "contract": dict, "bytes": dict, "files": dict}

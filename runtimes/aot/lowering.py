@@ -118,4 +118,5 @@ def nbytes(buffer: Any) -> int:
     from tvm import DataType
 
     kind = DataType(str(buffer.ty.dtype))
-    return math.prod(int(extent) for extent in buffer.shape) * max(8, kind.bits) // 8 * kind.lanes
+    elements: int = math.prod(int(extent) for extent in buffer.shape)
+    return elements * max(8, int(kind.bits)) // 8 * int(kind.lanes)

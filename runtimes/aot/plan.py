@@ -83,20 +83,20 @@ def planned(
     calls = [(call, shared.get(index, ())) for index, call in enumerate(graph.calls)]
     works = [tuple(work_bytes(call.kernel, pairs)) for call, pairs in calls]
     lives = lifetimes(graph, {tensor.number for tensor in direct.values()})
-    requests = [(start, end, tensor.nbytes, ("tensor", tensor.number)) for tensor, (start, end) in lives.items()]
+    requests = [(start, end, tensor.nbytes, ("tensor", tensor.number, 0)) for tensor, (start, end) in lives.items()]
     for index, sizes in enumerate(works):
-        requests += [(index, index, size, ("work", (index, place))) for place, size in enumerate(sizes)]
+        requests += [(index, index, size, ("work", index, place)) for place, size in enumerate(sizes)]
     arena, arena_bytes = packed(requests)
     weights, weight_bytes = weight_slots(graph)
     return Plan(
         calls=tuple(
-            Placed(call, pairs, tuple(arena["work", (index, place)] for place in range(len(works[index]))))
+            Placed(call, pairs, tuple(arena["work", index, place] for place in range(len(works[index]))))
             for index, (call, pairs) in enumerate(calls)
         ),
         weights=weights,
         states=placed_states,
         written={name: graph.results[f"{name}_out"] for name in states},
-        arena={key: slot for (kind, key), slot in arena.items() if kind == "tensor"},
+        arena={number: slot for (kind, number, _), slot in arena.items() if kind == "tensor"},
         weight_bytes=weight_bytes,
         state_bytes=state_bytes,
         arena_bytes=max(arena_bytes, ALIGNMENT),
@@ -188,7 +188,7 @@ def lifetimes(graph: Graph, elsewhere: set[int]) -> dict[Tensor, tuple[int, int]
     return lives
 
 
-Key = tuple[str, object]
+Key = tuple[str, int, int]  # what it is, its tensor's number or its call's, which of the call's
 Request = tuple[int, int, int, Key]  # first call, last call, bytes, what for
 
 

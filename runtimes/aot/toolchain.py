@@ -88,5 +88,7 @@ def found(tool: str) -> str:
     """
     place = shutil.which(tool)
     if place is None:
-        raise MissingDependency(f"compiling for this board needs {tool}, which is not installed; `make boards` installs it")
+        raise MissingDependency(
+            f"compiling for this board needs {tool}, which is not installed; `make boards` installs it"
+        )
     return place

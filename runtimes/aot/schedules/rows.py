@@ -1,6 +1,6 @@
 """Reductions along rows: layer norm and softmax, one row after another, in vector lanes.
 
-    sum over N   ->   L partial sums over N / L, then halved log2 L times      (L lanes, a divisor of N)
+sum over N   ->   L partial sums over N / L, then halved log2 L times      (L lanes, a divisor of N)
 """
 
 from __future__ import annotations

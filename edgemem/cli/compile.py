@@ -1,0 +1,49 @@
+"""`edgemem compile`: a model file to a C library."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from edgemem.cli.options import json_option, print_json, stderr
+
+
+@click.command("compile")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--board", default="host", show_default=True, help="A name from `edgemem boards`, or a board file of your own."
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder for the program.")
+@click.option("--name", help="Prefix of the C functions; the model's name if left out.")
+@json_option
+def command(file: Path, board: str, output: Path, name: str | None, as_json: bool) -> None:
+    """Compile FILE for a board into a C library that needs no Python, no TVM and no heap where it runs.
+
+    \b
+    edgemem compile r.onnx --board host -o build/
+    edgemem run build/ --input tokens.npy
+    edgemem compile k.onnx --board rpi4 -o build/rpi4 --json
+    """
+    from edgemem.boards import board as described
+    from edgemem.runtimes.aot.compiler import compile_model
+    from edgemem.text import human_bytes
+
+    begin = time.perf_counter()
+    target = described(board)
+    with stderr().status(f"compiling {file}") as status:
+        manifest = compile_model(
+            file, target, output, name, progress=lambda stage: status.update(f"compiling {file}: {stage}")
+        )
+    if as_json:
+        print_json(manifest)
+        return
+    sizes = manifest["bytes"]
+    stderr().print(
+        f"wrote {output} for {target.title} in {time.perf_counter() - begin:.1f} s: "
+        f"{len(manifest['calls'])} kernel calls a step; weights {human_bytes(sizes['weights'])}, "
+        f"state {human_bytes(sizes['state'])}, arena {human_bytes(sizes['arena'])} "
+        f"(no plan can do with less than {human_bytes(sizes['arena_lower_bound'])})",
+        highlight=False,
+    )

@@ -1,0 +1,124 @@
+"""Kernels of the aot runtime alone, each against NumPy in double precision."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
+from tvm import te
+
+from edgemem.boards import board
+from edgemem.runtimes.aot import legalize, mathops
+from edgemem.runtimes.aot.lowering import lowered
+from edgemem.runtimes.aot.machine import Machine, machine
+from edgemem.runtimes.aot.schedules import matmul, rows, scheduled
+
+Array = np.ndarray[Any, np.dtype[Any]]
+HOST = machine(board("host"))
+
+
+def run(folder: Path, tensors: list[Any], arrays: list[Array], target: Machine = HOST) -> tuple[Array, str]:
+    """Schedule, lower, compile and call one tensor expression on arrays; the last tensor is the result."""
+    import tvm
+
+    function, schedule = scheduled(te.create_prim_func(tensors), target)
+    kernel = lowered(function, "kernel", target)
+    built = tvm.get_global_func("target.build.llvm")(tvm.IRModule({"kernel": kernel.function}), target.target)
+    library = folder / f"{len(list(folder.iterdir()))}.so"  # a path is loaded once per process
+    built.write_to_file(f"{library}.o", "o")
+    subprocess.run(["gcc", "-shared", "-o", library, f"{library}.o"], check=True)
+    result = aligned(np.full([int(n) for n in tensors[-1].shape], np.nan, "f"))
+    held = [*map(aligned, arrays), result, *(aligned(np.zeros(size, np.uint8)) for size in kernel.work_bytes)]
+    ctypes.CDLL(str(library)).kernel(*(ctypes.c_void_p(array.ctypes.data) for array in held))
+    return result, schedule
+
+
+def applied(function: Any, tensor: Any) -> Any:
+    """A function of one number at every index of a tensor."""
+    return lambda i: function(tensor[i])
+
+
+def aligned(array: Array) -> Array:
+    """A copy that starts at a multiple of 64 bytes."""
+    raw = np.zeros(array.nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    copy = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("m", "k", "n"), [(1, 64, 64), (1, 7, 10), (1, 256, 160), (1, 33, 700), (3, 5, 17), (12, 64, 48), (32, 24, 1)]
+)
+def test_packed_products(tmp_path: Path, m: int, k: int, n: int) -> None:
+    rng = np.random.default_rng(m * k * n)
+    x, w = rng.standard_normal((m, k)).astype("f"), rng.standard_normal((k, n)).astype("f")
+    panel = matmul.panel_of(HOST, m, n)
+    packed = panel.packed(w)
+    left, right = te.placeholder(x.shape, "float32"), te.placeholder(packed.shape, "float32")
+    y, schedule = run(tmp_path, [left, right, legalize.packed_product(left, right, (m, n), panel)], [x, packed])
+    np.testing.assert_allclose(y, x.astype("d") @ w, rtol=1e-5, atol=1e-5)
+    assert schedule == "tile"
+
+
+@pytest.mark.parametrize("columns", [5, 16, 64, 200])
+def test_layer_norm_and_softmax(tmp_path: Path, columns: int) -> None:
+    rng = np.random.default_rng(columns)
+    x = (rng.standard_normal((3, columns)) * 4 + 30).astype("f")  # far from zero: a difference of squares would fail
+    scale, shift = rng.standard_normal(columns).astype("f"), rng.standard_normal(columns).astype("f")
+    lanes = rows.lanes_of(HOST, columns)
+    a, b, c = (te.placeholder(v.shape, "float32") for v in (x, scale, shift))
+    y, schedule = run(tmp_path, [a, b, c, rows.layer_norm(a, b, c, 1e-5, lanes)], [x, scale, shift])
+    d = x.astype("d") - x.astype("d").mean(1, keepdims=True)
+    wanted = d / np.sqrt((d * d).mean(1, keepdims=True) + 1e-5) * scale + shift
+    np.testing.assert_allclose(y, wanted, rtol=2e-5, atol=2e-5)
+    y, _ = run(tmp_path, [a, rows.softmax(a, lanes)], [x])
+    e = np.exp(x.astype("d") - x.max(1, keepdims=True))
+    np.testing.assert_allclose(y, e / e.sum(1, keepdims=True), rtol=2e-6, atol=1e-9)
+    assert schedule == "rows"
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("exp", np.exp),
+        ("sigmoid", lambda x: 1 / (1 + np.exp(-x))),
+        ("tanh", np.tanh),
+        ("erf", np.vectorize(__import__("math").erf)),
+    ],
+)
+def test_functions_keep_seven_digits(tmp_path: Path, name: str, wanted: Any) -> None:
+    x = np.concatenate([np.linspace(-86, 88, 4001), np.linspace(-1, 1, 999), [1e-8, -1e-8, 0.0]]).astype("f")
+    a = te.placeholder(x.shape, "float32")
+    function = mathops.function(name)
+    y, _ = run(tmp_path, [a, te.compute(a.shape, applied(function, a))], [x])
+    np.testing.assert_allclose(y, wanted(x.astype("d")), rtol=4e-7, atol=1e-37)
+
+
+def test_functions_at_the_edges(tmp_path: Path) -> None:
+    x = np.array([np.nan, np.inf, -np.inf, 1e30, -1e30, 100, -100, 0], np.float32)
+    a = te.placeholder(x.shape, "float32")
+    wanted = {
+        "exp": [np.nan, np.inf, 0, np.inf, 0, np.inf, 0, 1],
+        "sigmoid": [np.nan, 1, 0, 1, 0, 1, 0, 0.5],
+        "tanh": [np.nan, 1, -1, 1, -1, 1, -1, 0],
+    }
+    for name, values in wanted.items():
+        function = mathops.function(name)
+        y, _ = run(tmp_path, [a, te.compute(a.shape, applied(function, a))], [x])
+        np.testing.assert_allclose(y, values, rtol=1e-6, atol=1e-7)
+
+
+def test_a_costly_row_is_not_computed_for_every_column(tmp_path: Path) -> None:
+    """An exponential that a broadcast reads many times keeps a buffer of its own."""
+    x = np.linspace(-1, 1, 8).astype("f")
+    a = te.placeholder(x.shape, "float32")
+    power = te.compute((8,), lambda i: mathops.exp(a[i]), name="power")
+    y, _ = run(tmp_path, [a, te.compute((8, 100), lambda i, j: power[i] * (j + 1.0), name="spread")], [x])
+    np.testing.assert_allclose(y, np.exp(x)[:, None] * np.arange(1, 101), rtol=1e-6)
