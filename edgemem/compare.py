@@ -1,6 +1,6 @@
 """How far two runs are apart: per tensor, over many steps.
 
-tolerance  = max(FLOOR, RELATIVE * max |reference|)   of one tensor over the whole run
+tolerance  = max(FLOOR, relative * max |reference|)   of one tensor over the whole run
 holds      if max |value - reference| <= tolerance for every tensor; the worst tensor speaks for the run
 drift      slope of the error over the steps, by least squares, per 1000 steps
 """
@@ -22,6 +22,7 @@ HUGE = float(np.finfo(np.float32).max)  # stands for a difference that is not a 
 class Tensor:
     """What is known of one tensor so far."""
 
+    relative: float = RELATIVE
     max_abs_error: float = 0.0
     max_reference: float = 0.0
     steps: list[int] = field(default_factory=list)
@@ -29,7 +30,7 @@ class Tensor:
 
     @property
     def tolerance(self) -> float:
-        return max(FLOOR, RELATIVE * self.max_reference)
+        return max(FLOOR, self.relative * self.max_reference)
 
     @property
     def excess(self) -> float:
@@ -43,16 +44,17 @@ class Tensor:
 
 
 class Comparison:
-    """Errors of many tensors over many steps."""
+    """Errors of many tensors over many steps; `relative` is what is allowed of a tensor's largest reference value."""
 
-    def __init__(self) -> None:
+    def __init__(self, relative: float = RELATIVE) -> None:
+        self.relative = relative
         self.tensors: dict[str, Tensor] = {}
 
     def add(self, step: int, name: str, reference: Array, value: Array) -> None:
         """Compare one tensor of one step; NaN on both sides at the same place is equal."""
         if reference.size == 0:
             return
-        tensor = self.tensors.setdefault(name, Tensor())
+        tensor = self.tensors.setdefault(name, Tensor(self.relative))
         wanted, came = reference.astype(np.float64), value.astype(np.float64)
         with np.errstate(invalid="ignore"):
             difference = np.abs(came - wanted)

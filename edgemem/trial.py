@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgemem.compare import Comparison
+from edgemem.compare import RELATIVE, Comparison
 from edgemem.program import Array, Program
 
 if TYPE_CHECKING:
@@ -19,7 +19,12 @@ PARTIAL = 0.2  # of the steps have a short chunk
 
 
 def trial(
-    reference: Program, candidate: Program, steps: int, seed: int = 0, tick: Callable[[], None] = lambda: None
+    reference: Program,
+    candidate: Program,
+    steps: int,
+    seed: int = 0,
+    tick: Callable[[], None] = lambda: None,
+    relative: float = RELATIVE,
 ) -> Comparison:
     """Compare outputs and states of two programs over `steps` steps, each program carrying its own state.
 
@@ -29,7 +34,7 @@ def trial(
     rng = np.random.default_rng(seed)
     contract = candidate.contract
     left, right = reference.new_state(), candidate.new_state()
-    found = Comparison()
+    found = Comparison(relative)
     free = max(1, round(steps * FREE_RUN))
     for index in range(steps):
         if index >= free and (index - free) % RESTART == 0:

@@ -4,9 +4,11 @@
     torch           the step form against the whole-sequence form, in torch
     RUNTIME         a runtime against torch: outputs and states, from the start, from warm and from random states
     RUNTIME reset   a stream filled with NaN and reset, against a fresh one: bit for bit
+    SCHEME          a quantized file against its parent, within what its certificate allows
 
 The torch module is rebuilt from the contract's configuration and the file's initializers. A stage holds if and only
 if `max_abs_error` <= `tolerance`, which is 1e-5 of the largest reference value of the worst tensor, at least 1e-6.
+A quantized file is compared with its parent, and every other runtime with onnxruntime on the same file.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgemem.compare import Comparison
-from edgemem.errors import ConfigError, ContractError, UsageError
+from edgemem.errors import ConfigError, ContractError, MissingDependency, UsageError
 from edgemem.modelfile import ModelFile, open_model
 from edgemem.program import Program, load
 from edgemem.trial import poisoned, random_inputs, trial
@@ -27,6 +29,7 @@ from edgemem.trial import poisoned, random_inputs, trial
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgemem.contract import Contract
     from edgemem.reference import TorchProgram
 
 RESET_STEPS = 16  # a state left out of a reset shows at once or after it has been mixed in
@@ -94,16 +97,66 @@ def verify(
         raise UsageError(f"--steps must be at least 1, got {steps}")
     model = open_model(path)
     candidates = {name: load(path, runtime=name) for name in runtimes} | dict(programs or {})
+    if model.contract.quant.get("scheme", "none") != "none":
+        return verify_quantized(model, candidates, reference, steps, seed, tick)
     stages, base = references(model, reference, module)
     for name, program in candidates.items():
         if base is not None:
             stages.append(compared(name, base, program, steps, seed, tick))
         stages.append(reset_stage(name, program))
-    recorded = tuple(
+    recorded = certificates(model)
+    return Report((*recorded, *stages) if base is None else tuple(stages), recorded)
+
+
+def certificates(model: ModelFile) -> tuple[Stage, ...]:
+    """What the contract says of earlier comparisons."""
+    return tuple(
         Stage(c.stage, f"{c.reference} (recorded)", c.steps, c.max_abs_error, c.max_rel_error, c.tolerance, 0.0)
         for c in model.contract.parity
     )
-    return Report((*recorded, *stages) if base is None else tuple(stages), recorded)
+
+
+def verify_quantized(
+    model: ModelFile,
+    candidates: Mapping[str, Program],
+    parent: Path | None,
+    steps: int,
+    seed: int,
+    tick: Callable[[], None],
+) -> Report:
+    """The stages of a quantized file: the parent's own, the scheme against the parent, runtimes against onnxruntime.
+
+    Without the parent, both comparisons are shown as they were recorded.
+
+    Raises:
+        ContractError: `parent` is another model, or has been quantized itself.
+    """
+    scheme, bound = str(model.contract.quant["scheme"]), model.contract.quant.get("relative_tolerance")
+    base, recorded = load(model.path), certificates(model)
+    stages: list[Stage] = [] if parent is not None else list(recorded)
+    if parent is not None:
+        if not isinstance(bound, float):
+            raise ContractError(f"contract field quant.relative_tolerance: a number was wanted, {bound!r} came")
+        reference = parent_program(model, parent)
+        stages += float_stages(open_model(parent), reference, steps, seed)
+        found = trial(reference, base, steps, seed, tick, bound)
+        stages.append(stage(scheme, "parent", steps, found))
+    for name, program in candidates.items():
+        if program.runtime != base.runtime:
+            stages.append(compared(name, base, program, steps, seed, tick))
+        stages.append(reset_stage(name, program))
+    return Report(tuple(stages), recorded)
+
+
+def float_stages(parent: ModelFile, program: Program, steps: int, seed: int) -> list[Stage]:
+    """The parent against torch, or as it was recorded where torch or the module is not there."""
+    try:
+        _, base = references(parent, None, None)
+    except (ImportError, MissingDependency):
+        base = None
+    if base is None:
+        return list(certificates(parent))
+    return [compared("parent", base, program, steps, seed, lambda: None)]
 
 
 def references(model: ModelFile, parent: Path | None, module: nn.Module | None) -> tuple[list[Stage], Program | None]:
@@ -131,12 +184,24 @@ def parent_program(model: ModelFile, path: Path) -> Program:
         ContractError: the parent is another model.
     """
     parent = load(path)
+    if model.contract.quant.get("scheme", "none") != "none":
+        check_parent(model, parent.contract, path)
     for field in ("inputs", "outputs"):
         ours = [(port.name, port.shape) for port in getattr(model.contract, field)]
         theirs = [(port.name, port.shape) for port in getattr(parent.contract, field)]
         if ours != theirs:
             raise ContractError(f"{path} is not the parent of {model.path}: its {field} are {theirs}, not {ours}")
     return parent
+
+
+def check_parent(model: ModelFile, parent: Contract, path: Path) -> None:
+    """Refuse a parent with other weights, or one that is quantized itself."""
+    if parent.quant.get("scheme", "none") != "none" or parent.model.digest != model.contract.model.digest:
+        raise ContractError(
+            f"{path} is not the parent of {model.path}: a float file of {model.contract.model.name} with weights "
+            f"{model.contract.model.digest[:12]}… was wanted, {parent.model.name} with {parent.model.digest[:12]}…, "
+            f"scheme {parent.quant.get('scheme', 'none')}, came; give the file that was quantized"
+        )
 
 
 def weights_stage(model: ModelFile, altered: Sequence[str]) -> Stage:

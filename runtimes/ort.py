@@ -102,8 +102,8 @@ def prepare(path: Path, threads: int = 1) -> OrtProgram:
     return OrtProgram(model, session(path, threads))
 
 
-def session(path: Path, threads: int = 1) -> Any:
-    """A CPU session of one file: sequential, no spinning, quiet."""
+def session(model: Path | bytes, threads: int = 1) -> Any:
+    """A CPU session of one file, or of its bytes: sequential, no spinning, quiet."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -114,11 +114,15 @@ def session(path: Path, threads: int = 1) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = QUIET
+    # int4 weights times float32 activations, as the file says: by default the activations become int8 too
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # onnxruntime's errors have no common base outside its private module
+        name = "the graph" if isinstance(model, bytes) else model
         raise ModelFileError(
-            f"onnxruntime {onnxruntime.__version__} refuses {path}: {str(error).splitlines()[0]}; "
-            "export the model again"
+            f"onnxruntime {onnxruntime.__version__} refuses {name}: {str(error).splitlines()[0]}; export the model again"
         ) from error

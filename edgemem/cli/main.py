@@ -19,6 +19,7 @@ COMMANDS = {
     "models": "List the models that edgemem builds by name.",
     "export": "Export a model to ONNX with its state under a contract.",
     "inspect": "Show a model file: contract, sizes, cost per step.",
+    "quantize": "Make a model file smaller, and say what that costs.",
     "compile": "Compile a model file to a C library for a board.",
     "boards": "List the boards that programs are compiled for.",
     "run": "Stream audio, arrays or text through a model file.",

@@ -1,0 +1,78 @@
+"""`edgemem quantize`: a smaller model file, and what that costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgemem.cli.options import json_option, print_json, stderr, stdout
+
+if TYPE_CHECKING:
+    from edgemem.quant import Report
+
+
+@click.command("quantize")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The ONNX file to write.")
+@click.option("--scheme", required=True, metavar="SCHEME", help="f16, w8, …, with settings as NAME:key=value,…")
+@click.option("--calibrate", type=click.Path(path_type=Path), metavar="DATA", help=".npy, .npz, a folder of WAV, text.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Tensors that stay as they are, such as 'head.*'.")
+@click.option("--smallest", type=click.IntRange(0), help="Matrices of fewer elements stay float32.  [default: 512]")
+@click.option("--steps", type=click.IntRange(1), help="Steps to compare with FILE for the certificate.  [default: 512]")
+@json_option
+def command(
+    file: Path,
+    output: Path,
+    scheme: str,
+    calibrate: Path | None,
+    exclude: tuple[str, ...],
+    smallest: int | None,
+    steps: int | None,
+    as_json: bool,
+) -> None:
+    """Quantize FILE by SCHEME; the result is again ONNX with a contract, and runs in onnxruntime as it is.
+
+    \b
+    edgemem quantize k.onnx -o k8.onnx --scheme w8
+    edgemem verify k8.onnx --reference k.onnx --steps 10000
+    """
+    from edgemem.quant import quantize
+
+    given = {"smallest": smallest, "steps": steps}
+    options = {name: value for name, value in given.items() if value is not None}
+    with stderr().status(f"quantizing {file} by {scheme}"):
+        report = quantize(file, output, scheme, calibrate=calibrate, exclude=exclude, **options)  # type: ignore[arg-type]
+    for warning in report.warnings:
+        stderr().print(f"warning: {warning}", markup=False, highlight=False)
+    if as_json:
+        print_json({"file": str(output), **report.to_json()})
+    else:
+        show(report, output)
+
+
+def show(report: Report, output: Path) -> None:
+    """The tensors as a table, then sizes and the error."""
+    from rich.table import Column, Table
+
+    from edgemem.text import human_bytes
+
+    table = Table(Column("tensor", overflow="fold"), "shape", "stored as", "bytes", "error")
+    for choice in sorted(report.tensors, key=lambda choice: -choice.bytes_before):
+        table.add_row(
+            choice.name,
+            "×".join(map(str, choice.shape)),
+            choice.choice,
+            f"{choice.bytes_before:,} → {choice.bytes_after:,}",
+            f"{choice.relative_error:.2%}",
+        )
+    console, proof = stdout(), report.certificate
+    console.print(table)
+    console.print(
+        f"{output}: {human_bytes(report.bytes_before)} → {human_bytes(report.bytes_after)} "
+        f"({report.ratio:.3f}×); largest error {proof.max_abs_error:.1e}, {proof.max_rel_error:.1e} of the tensor's "
+        f"largest value, over {proof.steps} steps",
+        highlight=False,
+        markup=False,
+    )

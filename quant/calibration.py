@@ -1,0 +1,349 @@
+"""Calibration: what the tensors of a graph hold while the model runs over real sequences, its state carried along.
+
+    data = read("speech/", contract)                          or .npy, .npz, .wav, text; or the packaged excerpt
+    seen = observed(model, contract, data, ["val_6", ...])    {name: Observed}
+
+A fresh state is not what a stream lives in, so sequences run on from step to step. The reset schedule decides how long:
+runs of 16, 64, 256, 1024 … steps in turn, cut at the end of every sequence. Steps are grouped by their position in the
+run (1, 2-3, 4-7, 8-15 …), and every group gives equally many samples, so that late positions, of which there are many,
+do not drown the first ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgemem.errors import InputError, UsageError
+from edgemem.runner import AUDIO
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgemem.contract import Contract, InputFacts
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Frames = Mapping[str, Array]  # [time, *features] by input name
+RUNS = (16, 64, 256, 1024, 4096)  # steps between resets
+STEPS = 1024
+GROUPS = 12  # of positions: 1, 2-3, 4-7, …
+VALUES_PER_STEP = 128  # kept of each tensor and step, for percentiles
+EXCERPTS = {
+    "kws-lmuformer": "speech_calibration.npz",
+    "asr-folding": "speech_calibration.npz",
+    "lm-rwkv4": "text_calibration.txt",
+    "lm-memformer": "text_calibration.txt",
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Sequences that a model can take, and the SHA-256 of all of them."""
+
+    sequences: tuple[Frames, ...]
+    digest: str
+    source: str
+
+
+@dataclass
+class Observed:
+    """What one tensor held. Ranges are over all steps; squares and samples over the chosen ones.
+
+    `channel_max` and `channel_square` (largest magnitude, mean square) are per element of the last axis.
+    """
+
+    low: float = np.inf
+    high: float = -np.inf
+    channel_max: Array = field(default_factory=lambda: np.zeros(1))
+    channel_square: Array = field(default_factory=lambda: np.zeros(1))
+    rows: int = 0
+    samples: list[Array] = field(default_factory=list)
+
+    def add(self, value: Array, chosen: bool) -> None:
+        """Take the value of one step."""
+        rows = np.asarray(value, np.float64).reshape(-1, value.shape[-1] if value.ndim else 1)
+        self.low, self.high = min(self.low, float(rows.min())), max(self.high, float(rows.max()))
+        self.channel_max = np.maximum(self.channel_max, np.abs(rows).max(axis=0))
+        if chosen:
+            self.channel_square = self.channel_square + (rows**2).sum(axis=0)
+            self.rows += len(rows)
+            flat = rows.reshape(-1)
+            self.samples.append(flat[:: max(1, len(flat) // VALUES_PER_STEP)][:VALUES_PER_STEP].astype(np.float32))
+
+    @property
+    def values(self) -> Array:
+        """All samples, [n]."""
+        return np.concatenate(self.samples) if self.samples else np.zeros(0, np.float32)
+
+    @property
+    def second_moment(self) -> Array:
+        """Mean square per element of the last axis."""
+        return np.asarray(self.channel_square / max(self.rows, 1))
+
+
+# --- data --------------------------------------------------------------------------------------------------------
+
+
+def packaged(contract: Contract) -> Data | None:
+    """The excerpt that ships for this model, if one does."""
+    name = EXCERPTS.get(contract.model.name)
+    path = Path(str(resources.files("edgemem.tasks") / "data" / name)) if name else None
+    return read(path, contract) if path is not None and path.is_file() else None
+
+
+def read(path: str | Path, contract: Contract) -> Data:
+    """Calibration data for a model: .npy or .npz arrays, a sound or a folder of sounds, or text.
+
+    An array is [time, *features] or [sequences, time, *features] of what the input takes; .npz names them by input,
+    or holds sounds `clips` [n, samples] for a model with an audio front end.
+
+    Raises:
+        InputError: nothing there, of the wrong shape or type, NaN, or constant.
+    """
+    path = Path(path)
+    ports = [port for port in contract.inputs if port.role != "valid"]
+    if not path.exists():
+        raise InputError(f"calibration data {path} does not exist; give a .npy or .npz file, a folder of WAV, or text")
+    if path.is_dir() or path.suffix.lower() in AUDIO:
+        found = [{ports[0].name: features(sound, contract)} for sound in sounds(path)]
+    elif path.suffix.lower() in (".npy", ".npz"):
+        found = list(arrays(path, ports, contract))
+    else:
+        found = [{ports[0].name: text(path, ports[0], contract)}]
+    if len(ports) > 1 and not all(len(sequence) == len(ports) for sequence in found):
+        raise InputError(
+            f"{contract.model.name} has the inputs {[p.name for p in ports]}; give calibration data as .npz by input"
+        )
+    sequences = tuple({port.name: checked(sequence[port.name], port, path) for port in ports} for sequence in found)
+    longest = max((len(next(iter(sequence.values()))) for sequence in sequences), default=0)
+    if longest < contract.chunk.frames:
+        raise InputError(
+            f"calibration data {path} has {longest} frames in its longest sequence, one step of {contract.model.name} "
+            f"takes {contract.chunk.frames}; give longer sequences"
+        )
+    for port in ports:
+        whole = np.concatenate([sequence[port.name].reshape(-1) for sequence in sequences])
+        if whole.min() == whole.max():
+            raise InputError(f"calibration data {path}: every value of {port.name} is {whole[0]}; give real sequences")
+    return Data(sequences, digest(sequences), path.name)
+
+
+def digest(sequences: Sequence[Frames]) -> str:
+    """SHA-256 of names, shapes and values."""
+    total = hashlib.sha256()
+    for sequence in sequences:
+        for name, array in sorted(sequence.items()):
+            total.update(f"{name} {array.dtype} {array.shape};".encode() + np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()
+
+
+def sounds(path: Path) -> Iterator[Array]:
+    """Every sound of a folder, by name, or the one that `path` is."""
+    from edgemem.audio import read_audio
+
+    files = sorted(p for p in path.iterdir() if p.suffix.lower() in AUDIO) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"calibration data {path}: WAV, FLAC or OGG files were wanted, the folder has none")
+    return (read_audio(file) for file in files)
+
+
+def features(sound: Array, contract: Contract) -> Array:
+    """What a model with an audio front end sees of a sound: [time, *features].
+
+    Raises:
+        InputError: the model has no front end.
+    """
+    port = contract.inputs[0]
+    if port.frontend is None:
+        raise InputError(f"{contract.model.name} takes no sound; give its {port.name} as .npy [time, *features]")
+    from edgemem.audio import FrontEnd
+
+    return FrontEnd.from_dict(port.frontend).stream().push(sound.astype(np.float32))
+
+
+def text(path: Path, port: InputFacts, contract: Contract) -> Array:
+    """The bytes of a text as tokens."""
+    if port.role != "tokens":
+        raise InputError(
+            f"{path}: {contract.model.name} takes {port.dtype}{list(port.shape[2:])} per frame, not text; "
+            "give .npy, .npz or sounds"
+        )
+    return np.frombuffer(path.read_bytes(), np.uint8).astype(port.dtype)
+
+
+def arrays(path: Path, ports: Sequence[InputFacts], contract: Contract) -> Iterator[dict[str, Array]]:
+    """The sequences of a .npy or .npz file."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"calibration data {path} is not a readable .npy or .npz file ({error})") from error
+    named = {ports[0].name: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    if "clips" in named and ports[0].frontend is not None:
+        scale = 1 / 32768 if named["clips"].dtype.kind == "i" else 1.0
+        for clip in np.atleast_2d(named["clips"]):
+            yield {ports[0].name: features(clip * np.float32(scale), contract)}
+        return
+    missing = [port.name for port in ports if port.name not in named]
+    if missing:
+        raise InputError(f"calibration data {path}: an array {missing[0]!r} was wanted, {sorted(named)} came")
+    stacks = {port.name: as_stack(named[port.name], port) for port in ports}
+    for index in range(min(len(stack) for stack in stacks.values())):
+        yield {name: stack[index] for name, stack in stacks.items()}
+
+
+def as_stack(array: Array, port: InputFacts) -> Array:
+    """[sequences, time, *features]"""
+    return array[None] if array.ndim == len(port.shape) - 1 else array
+
+
+def checked(array: Array, port: InputFacts, path: Path) -> Array:
+    """One sequence [time, *features] in the input's dtype.
+
+    Raises:
+        InputError: of another shape or kind, out of range, NaN or infinite.
+    """
+    wanted = list(port.shape[2:])
+    if array.ndim != len(port.shape) - 1 or list(array.shape[1:]) != wanted:
+        raise InputError(
+            f"calibration data {path}: {port.name} must be [time, *{wanted}] or [sequences, time, *{wanted}], "
+            f"{list(array.shape)} came"
+        )
+    if (array.dtype.kind == "f") != port.dtype.startswith("float"):
+        raise InputError(f"calibration data {path}: {port.name} must be of {port.dtype}, {array.dtype} came")
+    if not np.isfinite(array).all():
+        raise InputError(f"calibration data {path}: {port.name} holds NaN or infinity; clean it")
+    if port.range is not None and array.size and (array.min() < port.range[0] or array.max() > port.range[1]):
+        raise InputError(
+            f"calibration data {path}: {port.name} must lie in {list(port.range)}, {array.min()} to {array.max()} came"
+        )
+    return array.astype(port.dtype)
+
+
+# --- rolling -----------------------------------------------------------------------------------------------------
+
+
+def steps(
+    contract: Contract, data: Data, count: int = STEPS, runs: Sequence[int] = RUNS
+) -> Iterator[tuple[int, dict[str, Array]]]:
+    """`count` steps of inputs with their position in the run; position 0 wants a reset. Data is repeated as needed."""
+    lengths = itertools.cycle(runs)
+    frames, made = contract.chunk.frames, 0
+    for sequence in itertools.cycle(data.sequences):
+        whole = len(next(iter(sequence.values()))) // frames
+        position, length = 0, next(lengths)
+        for index in range(whole):
+            if made == count:
+                return
+            if position == length:
+                position, length = 0, next(lengths)
+            yield position, chunk_of(contract, sequence, index)
+            position, made = position + 1, made + 1
+
+
+def chunk_of(contract: Contract, sequence: Frames, index: int) -> dict[str, Array]:
+    """The inputs of one step, the same in every stream of a batch."""
+    frames, chunk = contract.chunk.frames, {}
+    for port in contract.inputs:
+        if port.role == "valid":
+            chunk[port.name] = np.full(port.shape, frames, port.dtype)
+        else:
+            part = sequence[port.name][index * frames : (index + 1) * frames]
+            chunk[port.name] = np.ascontiguousarray(np.broadcast_to(part, port.shape))
+    return chunk
+
+
+def observed(
+    model: ir.Model,
+    contract: Contract,
+    data: Data,
+    names: Sequence[str],
+    count: int = STEPS,
+    runs: Sequence[int] = RUNS,
+) -> dict[str, Observed]:
+    """What float tensors of a graph hold while it runs over `data`, its state carried from step to step."""
+    made = {value.name for node in model.graph for value in node.outputs}
+    wanted = [name for name in dict.fromkeys(names) if name in made]
+    outer = {value.name for value in model.graph.outputs}
+    session = runnable(model, [name for name in wanted if name not in outer])
+    results = [output.name for output in session.get_outputs()]
+    seen = {name: Observed() for name in dict.fromkeys(names)}
+    taken = [0] * GROUPS
+    state = starts(model, contract)
+    for position, inputs in steps(contract, data, count, runs):
+        if position == 0:
+            state = starts(model, contract)
+        feeds = {**inputs, **state}
+        values = {**feeds, **dict(zip(results, session.run(results, feeds), strict=True))}
+        group = min(int(np.log2(position + 1)), GROUPS - 1)
+        taken[group] += 1
+        chosen = taken[group] <= max(1, count // GROUPS)
+        for name, tensor in seen.items():
+            tensor.add(values[name], chosen)
+        state = {facts.input: values[facts.output] for facts in contract.states}
+    return seen
+
+
+def starts(model: ir.Model, contract: Contract) -> dict[str, Array]:
+    """The start of every state by the name of its graph input."""
+    values = {}
+    for state in contract.states:
+        start: Any = state.start
+        if isinstance(start, str):
+            constant = model.graph.initializers[start].const_value
+            assert constant is not None
+            start = constant.numpy()
+        values[state.input] = np.broadcast_to(np.asarray(start, state.dtype), state.shape).copy()
+    return values
+
+
+def runnable(model: ir.Model, extra: Sequence[str]) -> Any:
+    """A session of a graph that also gives the tensors `extra`."""
+    import onnx
+    import onnx_ir
+
+    from edgemem.runtimes.ort import session
+
+    proto = onnx_ir.to_proto(model)
+    proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in extra)
+    return session(proto.SerializeToString())
+
+
+def wanted_data(contract: Contract, given: str | Path | None, scheme: str, needed: bool) -> Data | None:
+    """The data to calibrate with: what is given, else the packaged excerpt, else none.
+
+    Raises:
+        UsageError: the scheme needs data and there is none.
+    """
+    data = read(given, contract) if given is not None else packaged(contract)
+    if data is None and needed:
+        raise UsageError(
+            f"scheme {scheme} needs calibration data, and none ships for {contract.model.name}; "
+            "give some by --calibrate: .npy or .npz, a folder of WAV, or text"
+        )
+    return data
+
+
+class Calibration:
+    """The data of one run, and what the inputs of matrix products held in the graph that a scheme starts from."""
+
+    def __init__(self, model: ir.Model, contract: Contract, data: Data, count: int = STEPS) -> None:
+        self.contract, self.data, self.count = contract, data, count
+        products = [node.inputs[0] for node in model.graph if node.op_type == "MatMul"]
+        names = [str(value.name) for value in products if value is not None and value.const_value is None]
+        self.products = observed(model, contract, data, names, count)
+
+    @property
+    def digest(self) -> str:
+        return self.data.digest
+
+    def second_moments(self, names: Sequence[str]) -> Array | None:
+        """The mean square of every input feature of products that read one matrix: over all tensors `names`."""
+        found = [self.products[name].second_moment for name in names if name in self.products]
+        return np.mean(found, axis=0) if found else None

@@ -1,0 +1,186 @@
+"""Weights as vector codes: `dim` consecutive inputs of an output are one entry of a codebook (or a sum of several).
+
+    row of output n     w[n, g dim : (g+1) dim] ~ s[n] sum_r book[r, code[r, n, g]]       s[n] = RMS of w[n]
+    bits per weight     log2(codes) / dim * residual
+
+    before                          after
+    MatMul(x, W)                    rows = Reshape(Gather(Cast(W.book), Cast(W.codes)), [out, in])
+                                    MatMul(x, Transpose(Mul(rows, Cast(W.scale.rows))))
+    MatMul(W, x), Transpose(W)      the same without the Transpose
+    Gather(W, i)                    Mul(Reshape(Gather(Cast(W.book), Cast(Gather(W.codes, i)))), Gather(scale, i))
+    with residual=R                 W.book.0, W.codes.0 …, the R gathered terms added before the Reshape
+
+W.codes uint8 [out, in / dim] (uint16 above 256 codes), W.book float16 [codes, dim], W.scale.rows [out, 1]. Small
+matrices share a codebook, which has the name of the first. It is found by k-means++, every input weighted by its second
+moment where calibration data is given. What the codes do not fit, or would not make smaller than int8, is stored as in
+`w8`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgemem.errors import UsageError
+from edgemem.quant import w8
+from edgemem.quant.graph import Array, Builder, Weight, as_float32, narrow_scales, replace
+from edgemem.quant.kmeans import assigned, kmeans
+from edgemem.quant.scheme import Job, Scheme
+
+INT32 = ir.DataType.INT32
+MOST_CODES = 1 << 16
+POOL_ELEMENTS = 1 << 16
+SMALLEST_MOMENT = 1e-2  # of the mean: an input that calibration never saw still counts a little
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A matrix [outputs, inputs] as codes: `codes` [R, outputs, groups], `books` [R, K, dim] float16, `scale`
+    [outputs]."""
+
+    codes: Array
+    books: Array
+    scale: Array
+
+    @property
+    def own_bytes(self) -> int:
+        """Without the codebooks, which several matrices share."""
+        return self.codes.nbytes + self.scale.nbytes
+
+    def decoded(self) -> Array:
+        """float32 [outputs, inputs]"""
+        terms = [book[codes] for book, codes in zip(self.books.astype(np.float32), self.codes, strict=True)]
+        return sum(terms[1:], terms[0]).reshape(len(self.scale), -1) * self.scale.astype(np.float32)[:, None]
+
+
+def apply(job: Job) -> None:
+    """Rewrite every matrix that codes make smaller than int8."""
+    dim, codes, residual, seed = (int(job.settings[key]) for key in ("dim", "codes", "residual", "seed"))
+    if dim < 1 or not 2 <= codes <= MOST_CODES or not 1 <= residual <= 8:
+        raise UsageError(
+            f"scheme vq: dim of at least 1, codes of 2 to {MOST_CODES} and residual of 1 to 8 were wanted, "
+            f"dim={dim}, codes={codes}, residual={residual} came; for example vq:dim=4,codes=256"
+        )
+    fitting, others = [], []
+    for weight in job.weights():
+        (fitting if weight.array.ndim == 2 and weight.rows.shape[1] % dim == 0 else others).append(weight)
+    for pool in pools(fitting):
+        moments = [job.second_moments(weight) for weight in pool]
+        coded = encoded([weight.rows for weight in pool], dim, codes, residual, moments, seed)
+        if coded[0].books.nbytes + sum(c.own_bytes for c in coded) >= sum(w.array.size for w in pool):
+            others.extend(pool)
+            continue
+        for weight, code in zip(pool, coded, strict=True):
+            before, after = weight.array, weight.stored(code.decoded())
+            rewrite(job.model, weight, code, pool[0].name)
+            books = code.books.nbytes if weight is pool[0] else 0
+            choice = f"codes of {dim} inputs, {residual}×{codes} entries of {pool[0].name}"
+            job.record(weight.name, before, after, choice, code.own_bytes + books)
+    for weight in others:
+        w8.quantize(job, weight)
+
+
+def pools(weights: list[Weight]) -> list[list[Weight]]:
+    """Matrices that share a codebook: neighbours by name, until they have 65536 elements together."""
+    found: list[list[Weight]] = []
+    for weight in weights:
+        if not found or weight.array.size >= POOL_ELEMENTS or sum(w.array.size for w in found[-1]) >= POOL_ELEMENTS:
+            found.append([])
+        found[-1].append(weight)
+    return found
+
+
+def encoded(
+    matrices: list[Array],
+    dim: int,
+    codes: int,
+    residual: int = 1,
+    moments: list[Array | None] | None = None,
+    seed: int = 0,
+) -> list[Coded]:
+    """Matrices [outputs, inputs] as codes of common codebooks; each further codebook fits what those before it left.
+
+    `moments` has the second moment of every input of each matrix [inputs], or None where it is not known.
+    """
+    sizes = [np.sqrt(np.mean(rows.astype(np.float64) ** 2, axis=1)) for rows in matrices]
+    scales = [narrow_scales(np.where(size > 0, size, 1.0)) for size in sizes]
+    pairs = list(zip(matrices, scales, strict=True))
+    left = np.concatenate([(rows / scale[:, None].astype(np.float64)).reshape(-1, dim) for rows, scale in pairs])
+    weights = None
+    if moments is not None and any(m is not None for m in moments):
+        found = [importance(m, rows, scale) for m, (rows, scale) in zip(moments, pairs, strict=True)]
+        weights = np.concatenate([w.reshape(-1, dim) for w in found])
+    all_codes, books = [], []
+    for stage in range(residual):
+        book = kmeans(left, codes, weights, seed + stage)
+        book = np.pad(book, ((0, codes - len(book)), (0, 0)), mode="edge").astype(np.float16)
+        labels, _ = assigned(left, book, weights)
+        left = left - book[labels].astype(np.float64)
+        all_codes.append(labels.astype(np.uint8 if codes <= 256 else np.uint16))
+        books.append(book)
+    ends = np.cumsum([rows.size // dim for rows in matrices])[:-1]
+    parts = np.split(np.stack(all_codes), ends, axis=1)
+    return [
+        Coded(part.reshape(residual, len(scale), -1), np.stack(books), scale)
+        for part, scale in zip(parts, scales, strict=True)
+    ]
+
+
+def importance(moments: Array | None, rows: Array, scale: Array) -> Array:
+    """How much a squared error of every element counts [outputs, inputs]: its input's moment, its output's scale."""
+    known = np.ones(rows.shape[1]) if moments is None else moments
+    of_input = np.maximum(known / max(float(known.mean()), 1e-30), SMALLEST_MOMENT)
+    of_output = scale.astype(np.float64) ** 2
+    return np.asarray(of_input[None, :] * (of_output / of_output.mean())[:, None])
+
+
+def rewrite(model: ir.Model, weight: Weight, coded: Coded, owner: str) -> None:
+    """Let products read the decoded matrix, and lookups decode the rows that they take; `owner` names the codebooks."""
+    parts = Builder(model, weight.name)
+    several = len(coded.books) > 1
+    names = [f".{r}" if several else "" for r in range(len(coded.books))]
+    codes = [parts.constant(f"codes{name}", c) for name, c in zip(names, coded.codes, strict=True)]
+    books = [as_float32(model, f"{owner}.book{n}", b) for n, b in zip(names, coded.books, strict=True)]
+    scale = as_float32(model, f"{weight.name}.scale.rows", coded.scale[:, None])
+    for node in weight.gathers:
+        build, index, rows = Builder(model, node.outputs[0].name or weight.name, node), node.inputs[1], node.outputs[0]
+        taken = [build.op("Gather", c, index, suffix="codes", dtype=c.dtype, axis=0) for c in codes]
+        factor = build.op("Gather", scale, index, suffix="scale", axis=0)
+        value = decoded(build, taken, books, factor, list(rows.shape or ()))
+        replace(model, rows, value)
+    if weight.others:
+        first = next(node for node in model.graph if any(node is reader for reader, _ in weight.others))
+        build = Builder(model, weight.name, first)
+        value = decoded(build, codes, books, scale, list(weight.rows.shape))
+        if not weight.by_row:
+            value = build.op("Transpose", value, suffix="decoded", perm=[1, 0])
+        value.shape = weight.value.shape
+        for node, position in weight.others:
+            node.replace_input_with(position, value)
+
+
+def decoded(build: Builder, codes: list[Any], books: list[ir.Value], scale: ir.Value, shape: list[Any]) -> Any:
+    """codes -> rows of this shape."""
+    terms = [
+        build.op("Gather", book, build.op("Cast", c, suffix="index", dtype=INT32, to=int(INT32)), suffix="term", axis=0)
+        for c, book in zip(codes, books, strict=True)
+    ]
+    total = terms[0]
+    for term in terms[1:]:
+        total = build.op("Add", total, term, suffix="total")
+    rows = build.op("Reshape", total, build.constant("rows.shape", np.array(shape, np.int64)), suffix="unscaled")
+    value = build.op("Mul", rows, scale, suffix="rows")
+    value.shape = ir.Shape(shape)
+    return value
+
+
+SCHEME = Scheme(
+    "vq",
+    "vector codes and float16 codebooks: log2(codes) / dim bits per weight",
+    apply,
+    {"dim": 4, "codes": 256, "residual": 1, "seed": 0},
+    uses_data=True,
+)

@@ -1,0 +1,210 @@
+"""Quantized files: what is stored, what streams, what is refused. Every scheme runs on every model of the zoo."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from onnx import numpy_helper
+
+from edgemem import load
+from edgemem.cli.main import cli
+from edgemem.errors import ContractError, UsageError
+from edgemem.export import export_model
+from edgemem.modelfile import open_model
+from edgemem.program import Array
+from edgemem.quant import quantize
+from edgemem.quant.w8 import quantized
+from edgemem.trial import random_inputs, trial
+from edgemem.verify import verify
+from tests.zoo import SMALL
+
+SCHEMES = {
+    "f16": 0.01,
+    "w8": 0.2,
+    "w8a8-dynamic": 0.2,
+    "w4g32": 0.8,
+    "vq:dim=2,codes=16": 1.5,
+}  # the largest error allowed on small random models, relative
+STEPS = 40
+NAMES = ("lm-rwkv4", "kws-lmuformer", "memformer-seq2seq", "folding")  # of every family
+FEW = 8  # elements: the small models have small matrices
+Files = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """Small models of the zoo by name, exported once."""
+    folder = tmp_path_factory.mktemp("zoo")
+
+    def path(name: str) -> Path:
+        file = folder / f"{name}.onnx"
+        if not file.exists():
+            export_model(name, file, SMALL.get(name, {}), seed=3)
+        return file
+
+    return path
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme_shrinks_and_streams_every_model(zoo: Files, name: str, scheme: str, tmp_path: Path) -> None:
+    report = quantize(zoo(name), tmp_path / "q.onnx", scheme, smallest=FEW, steps=STEPS)
+    onnx.checker.check_model(str(tmp_path / "q.onnx"), full_check=True)
+    assert report.bytes_after < report.bytes_before
+    assert report.certificate.max_rel_error < SCHEMES[scheme]
+    assert verify(tmp_path / "q.onnx", STEPS, reference=zoo(name)).ok
+    stream = load(tmp_path / "q.onnx").stream()
+    rng = np.random.default_rng(0)
+    inputs = {n: x for n, x in random_inputs(stream.contract, rng).items() if n != "valid"}
+    outputs = stream.step(inputs if len(inputs) > 1 else next(iter(inputs.values())))
+    assert np.isfinite(outputs).all()
+
+
+matrices = hnp.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 9)), elements=st.floats(-8, 8, width=32))
+
+
+@given(matrices)
+def test_int8_weights_are_within_half_a_step(rows: Array) -> None:
+    q, scale = quantized(rows)
+    step = scale.astype(np.float64)[:, None]
+    assert q.dtype == np.int8 and np.abs(q.astype(int)).max(initial=0) <= 127
+    assert (np.abs(q * step - rows) <= step * 0.5 + 1e-12).all()
+
+
+def test_tiny_weights_keep_a_step_of_their_own() -> None:
+    rows = np.array([[1e-7, -2e-7], [0.0, 0.0], [100.0, -50.0]], np.float32)
+    q, scale = quantized(rows)
+    np.testing.assert_allclose(q * scale.astype(np.float32)[:, None], rows, rtol=0.01)
+
+
+def restored(model: onnx.ModelProto, name: str) -> Array | None:
+    """A parameter as a quantized file holds it: float16, or int8 times its scale."""
+    stored = {t.name: numpy_helper.to_array(t).astype(np.float32) for t in model.graph.initializer}
+    axes = {n.input[0]: n.attribute[0].i for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    for base, turned in ((name, False), (f"{name}.T", True)):
+        value = stored.get(f"{base}.f16")
+        if f"{base}.q" in stored:
+            q, rows = stored[f"{base}.q"], stored.get(f"{base}.scale.rows")
+            scale = rows if rows is not None else np.expand_dims(stored[f"{base}.scale"], 1 - axes[f"{base}.q"])
+            value = q * scale
+        if value is not None:
+            return value.T if turned else value
+    return None
+
+
+@pytest.mark.parametrize("name", ["lm-rwkv4", "memformer-seq2seq", "kws-lmuformer", "folding"])
+def test_int8_file_computes_what_its_dequantized_weights_compute(zoo: Files, name: str, tmp_path: Path) -> None:
+    """The oracle is the float file with every weight replaced by (int8 times scale), read by the ONNX library."""
+    quantize(zoo(name), tmp_path / "q.onnx", "w8", smallest=FEW, steps=STEPS)
+    plain, narrow = onnx.load(zoo(name)), onnx.load(tmp_path / "q.onnx")
+    pairs = [(numpy_helper.to_array(t).tobytes(), restored(narrow, t.name)) for t in plain.graph.initializer]
+    known = dict(pairs) | {content: value for content, value in pairs if value is not None}
+    assert sum(value is not None for value in known.values()) > 10
+    for tensor in plain.graph.initializer:
+        value = known[numpy_helper.to_array(tensor).tobytes()]  # equal tensors are stored once, under one name
+        if value is not None:
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), tensor.name))
+    onnx.save(plain, tmp_path / "plain.onnx")
+    found = trial(load(tmp_path / "plain.onnx"), load(tmp_path / "q.onnx"), STEPS, relative=1e-4)
+    assert found.holds, found.first_divergence
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_equal_input_gives_equal_bytes(zoo: Files, scheme: str, tmp_path: Path) -> None:
+    for name in ("a.onnx", "b.onnx"):
+        quantize(zoo("kws-lmuformer"), tmp_path / name, scheme, smallest=FEW, steps=STEPS)
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_embeddings_are_looked_up_row_by_row(zoo: Files, tmp_path: Path) -> None:
+    quantize(zoo("lm-rwkv4"), tmp_path / "q.onnx", "w8", smallest=FEW, steps=STEPS)
+    model = open_model(tmp_path / "q.onnx").onnx
+    readers = [node.op_type for node in model.nodes if "emb.weight.q" in node.inputs]
+    assert readers == ["Gather"] and model.initializers["emb.weight.q"].dtype == "int8"
+
+
+def test_shipped_spotter_takes_a_quarter(models: Path, tmp_path: Path) -> None:
+    report = quantize(models / "k.onnx", tmp_path / "q.onnx", "w8", steps=STEPS)
+    assert report.ratio <= 0.27
+    assert report.bytes_after == open_model(tmp_path / "q.onnx").onnx.weight_bytes
+    assert report.bytes_before == open_model(models / "k.onnx").onnx.weight_bytes
+    assert (
+        sum(c.bytes_before - c.bytes_after for c in report.tensors) >= report.bytes_before - report.bytes_after - 4096
+    )
+
+
+def test_excluded_tensors_stay_as_they_are(zoo: Files, tmp_path: Path) -> None:
+    quantize(zoo("kws-lmuformer"), tmp_path / "q.onnx", "w8", exclude=["head.*"], smallest=FEW, steps=STEPS)
+    before, after = open_model(zoo("kws-lmuformer")).onnx, open_model(tmp_path / "q.onnx").onnx
+    for name in ("head.weight.T", "head.bias"):
+        np.testing.assert_array_equal(after.initializers[name].numpy(), before.initializers[name].numpy())
+
+
+def test_the_contract_says_what_was_done(zoo: Files, tmp_path: Path) -> None:
+    report = quantize(zoo("lmu"), tmp_path / "q.onnx", "w8", smallest=FEW, steps=STEPS)
+    contract = open_model(tmp_path / "q.onnx").contract
+    assert contract.quant["scheme"] == "w8" and contract.quant["tensors"] == {c.name: c.choice for c in report.tensors}
+    assert [proof.stage for proof in contract.parity] == ["onnx", "w8"]
+    assert contract.model == open_model(zoo("lmu")).contract.model
+
+
+def test_quantizing_twice_is_refused(zoo: Files, tmp_path: Path) -> None:
+    quantize(zoo("lmu"), tmp_path / "q.onnx", "w8", smallest=FEW, steps=STEPS)
+    with pytest.raises(ContractError, match=r"quantized already \(scheme w8\)"):
+        quantize(tmp_path / "q.onnx", tmp_path / "r.onnx", "f16")
+    assert not (tmp_path / "r.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "options", "message"),
+    [
+        ("w9", {}, "unknown scheme 'w9'.* there are f16, w8,"),
+        ("w8:bits=4", {}, "scheme w8 has no setting 'bits=4'"),
+        ("w8", {"exclude": ["nothing*"]}, "names no tensor"),
+        ("w8", {"exclude": ["*"]}, "would not shrink"),
+    ],
+)
+def test_what_cannot_work_is_refused(
+    zoo: Files, scheme: str, options: dict[str, list[str]], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        quantize(zoo("lmu"), tmp_path / "q.onnx", scheme, steps=STEPS, **options)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_verify_finds_a_wrong_scale_and_a_wrong_parent(zoo: Files, tmp_path: Path) -> None:
+    quantize(zoo("lmu"), tmp_path / "q.onnx", "w8", smallest=FEW, steps=STEPS)
+    model = onnx.load(tmp_path / "q.onnx")
+    scale = next(t for t in model.graph.initializer if t.name == "head.weight.T.scale")
+    scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * np.float16(1.5), scale.name))
+    onnx.save(model, tmp_path / "wrong.onnx")
+    report = verify(tmp_path / "wrong.onnx", STEPS, reference=zoo("lmu"))
+    assert [s.name for s in report.stages if not s.holds] == ["w8"]
+    with pytest.raises(ContractError, match="is not the parent"):
+        verify(tmp_path / "q.onnx", STEPS, reference=zoo("folding"))
+    without = verify(tmp_path / "q.onnx", STEPS)
+    assert without.ok and [s.reference for s in without.stages] == [
+        "torch (recorded)",
+        "parent (recorded)",
+        "fresh stream",
+    ]
+
+
+def test_command_line(models: Path, tmp_path: Path) -> None:
+    out = tmp_path / "q.onnx"
+    arguments = ["quantize", str(models / "k.onnx"), "-o", str(out), "--scheme", "w8", "--steps", "20"]
+    shown = CliRunner().invoke(cli, arguments)
+    assert shown.exit_code == 0 and "head.weight" in shown.stdout and "×" in shown.stdout
+    found = json.loads(CliRunner().invoke(cli, [*arguments, "--json"]).stdout)
+    assert {"scheme", "bytes_before", "bytes_after", "tensors", "quality"} <= set(found)
+    assert found["scheme"] == "w8" and found["bytes_after"] < found["bytes_before"]
+    assert {"name", "bytes_before", "bytes_after", "max_abs_error"} <= set(found["tensors"][0])
