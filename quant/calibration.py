@@ -35,11 +35,13 @@ RUNS = (16, 64, 256, 1024, 4096)  # steps between resets
 STEPS = 1024
 GROUPS = 12  # of positions: 1, 2-3, 4-7, …
 VALUES_PER_STEP = 128  # kept of each tensor and step, for percentiles
+SOURCES = "sources"  # the text of edgemem's own modules
+SOURCE_BYTES = 1 << 16
 EXCERPTS = {
     "kws-lmuformer": "speech_calibration.npz",
     "asr-folding": "speech_calibration.npz",
-    "lm-rwkv4": "text_calibration.txt",
-    "lm-memformer": "text_calibration.txt",
+    "lm-rwkv4": SOURCES,
+    "lm-memformer": SOURCES,
 }
 
 
@@ -94,8 +96,19 @@ class Observed:
 def packaged(contract: Contract) -> Data | None:
     """The excerpt that ships for this model, if one does."""
     name = EXCERPTS.get(contract.model.name)
+    if name == SOURCES:
+        return own_sources(contract)
     path = Path(str(resources.files("edgemem.tasks") / "data" / name)) if name else None
     return read(path, contract) if path is not None and path.is_file() else None
+
+
+def own_sources(contract: Contract) -> Data:
+    """Python source text for byte models: the modules of this package."""
+    files = sorted(Path(str(resources.files("edgemem"))).glob("*.py"))
+    joined = b"\0".join(file.read_bytes() for file in files)[:SOURCE_BYTES]
+    port = contract.inputs[0]
+    sequences = ({port.name: np.frombuffer(joined, np.uint8).astype(port.dtype)},)
+    return Data(sequences, digest(sequences), SOURCES)
 
 
 def read(path: str | Path, contract: Contract) -> Data:

@@ -124,5 +124,6 @@ def session(model: Path | bytes, threads: int = 1) -> Any:
     except Exception as error:  # onnxruntime's errors have no common base outside its private module
         name = "the graph" if isinstance(model, bytes) else model
         raise ModelFileError(
-            f"onnxruntime {onnxruntime.__version__} refuses {name}: {str(error).splitlines()[0]}; export the model again"
+            f"onnxruntime {onnxruntime.__version__} refuses {name}: {str(error).splitlines()[0]}; "
+            "export the model again"
         ) from error
