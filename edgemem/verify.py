@@ -23,6 +23,7 @@ import numpy as np
 from edgemem.compare import Comparison
 from edgemem.errors import ConfigError, ContractError, MissingDependency, UsageError
 from edgemem.modelfile import ModelFile, open_model
+from edgemem.narrow import as_parent
 from edgemem.program import Program, load
 from edgemem.trial import poisoned, random_inputs, trial
 
@@ -139,7 +140,7 @@ def verify_quantized(
             raise ContractError(f"contract field quant.relative_tolerance: a number was wanted, {bound!r} came")
         reference = parent_program(model, parent)
         stages += float_stages(open_model(parent), reference, steps, seed)
-        found = trial(reference, base, steps, seed, tick, bound)
+        found = trial(reference, as_parent(model, base, reference), steps, seed, tick, bound)
         stages.append(stage(scheme, "parent", steps, found))
     for name, program in candidates.items():
         if program.runtime != base.runtime:

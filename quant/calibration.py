@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -61,8 +61,11 @@ class Observed:
     `channel_max` and `channel_square` (largest magnitude, mean square) are per element of the last axis.
     """
 
+    SENTINEL: ClassVar[float] = 1e4  # from here on a number stands for infinity, as in masks and starts of maxima
+
     low: float = np.inf
     high: float = -np.inf
+    masked: bool = False
     channel_max: Array = field(default_factory=lambda: np.zeros(1))
     channel_square: Array = field(default_factory=lambda: np.zeros(1))
     rows: int = 0
@@ -71,6 +74,11 @@ class Observed:
     def add(self, value: Array, chosen: bool) -> None:
         """Take the value of one step."""
         rows = np.asarray(value, np.float64).reshape(-1, value.shape[-1] if value.ndim else 1)
+        if not np.abs(rows).max(initial=0.0) < self.SENTINEL:
+            self.masked |= bool((rows <= -self.SENTINEL).any())
+            rows = rows[(np.abs(rows) < self.SENTINEL).all(axis=-1)]
+            if not len(rows):
+                return
         self.low, self.high = min(self.low, float(rows.min())), max(self.high, float(rows.max()))
         self.channel_max = np.maximum(self.channel_max, np.abs(rows).max(axis=0))
         if chosen:
@@ -355,6 +363,10 @@ class Calibration:
     @property
     def digest(self) -> str:
         return self.data.digest
+
+    def observe(self, model: ir.Model, names: Sequence[str]) -> dict[str, Observed]:
+        """What tensors of a graph hold on the same steps."""
+        return observed(model, self.contract, self.data, names, self.count)
 
     def second_moments(self, names: Sequence[str]) -> Array | None:
         """The mean square of every input feature of products that read one matrix: over all tensors `names`."""

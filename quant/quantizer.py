@@ -25,9 +25,12 @@ from edgemem.compare import Comparison
 from edgemem.contract import Certificate, Contract
 from edgemem.errors import ContractError, UsageError
 from edgemem.files import atomic_path
+from edgemem.inspect import state_bytes
 from edgemem.modelfile import ModelFile, open_model
+from edgemem.narrow import as_parent, helper
 from edgemem.program import load
 from edgemem.quant import calibration, graph
+from edgemem.quant import state as states
 from edgemem.quant.scheme import Job, Scheme, TensorChoice, parsed
 from edgemem.trial import trial
 
@@ -47,7 +50,10 @@ class Report:
     settings: Mapping[str, int | str]
     bytes_before: int
     bytes_after: int
+    state_bytes_before: int
+    state_bytes_after: int
     tensors: tuple[TensorChoice, ...]
+    states: Mapping[str, str]  # the policy of each
     certificate: Certificate
     warnings: tuple[str, ...] = ()
     quality: Mapping[str, float] | None = None
@@ -64,6 +70,9 @@ class Report:
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
             "ratio": self.ratio,
+            "state_bytes_before": self.state_bytes_before,
+            "state_bytes_after": self.state_bytes_after,
+            "states": dict(self.states),
             "tensors": [asdict(choice) for choice in self.tensors],
             "certificate": self.certificate.model_dump(mode="json"),
             "warnings": list(self.warnings),
@@ -78,6 +87,8 @@ def quantize(
     *,
     calibrate: str | Path | None = None,
     exclude: Sequence[str] = (),
+    state: str = "f32",
+    state_budget: float = states.BUDGET,
     smallest: int = SMALLEST_ELEMENTS,
     steps: int = CERTIFIED_STEPS,
     tick: Callable[[], None] = lambda: None,
@@ -86,7 +97,9 @@ def quantize(
 
     `calibrate` is data for the schemes that look at activations (see `edgemem.quant.calibration.read`); a shipped model
     has its own. `exclude` holds globs of tensor names that stay as they are, matrices of fewer than `smallest`
-    elements stay float32. The result is compared with the parent over `steps` steps; `tick` is called after each.
+    elements stay float32. `state` is how states are stored (see `edgemem.quant.state`), `auto` the narrowest that keeps
+    the relative error of the outputs within `state_budget` over 5000 steps. The result is compared with the parent over
+    `steps` steps; `tick` is called after each.
 
     Raises:
         ModelFileError, ContractError: the input is not a model with a valid contract, or is quantized already.
@@ -98,34 +111,57 @@ def quantize(
     model = open_model(path_in)
     check_float(model)
     job = Job(ir.load(model.path), model.contract, model.path, settings, tuple(exclude), smallest)
-    keep = {state.start for state in model.contract.states if isinstance(state.start, str)}
-    data = (
-        calibration.wanted_data(model.contract, calibrate, chosen.name, chosen.needs_data) if chosen.uses_data else None
-    )
+    data = None
+    if chosen.uses_data or state != "f32" or calibrate is not None:
+        needed = chosen.needs_data or state not in ("f32", "f16")
+        data = calibration.wanted_data(model.contract, calibrate, f"{scheme} with {state} states", needed)
+    keep = {s.start for s in model.contract.states if isinstance(s.start, str)}
     rewrite(job, chosen, keep, data)
-    contract = model.contract.model_copy(update={"quant": facts(job, chosen, model)})
+    contract, found_states = narrow_states(job, state, state_budget, data)
+    finish(job, {s.start for s in contract.states if isinstance(s.start, str)})
+    contract = contract.model_copy(update={"quant": facts(job, chosen, model, data) | found_states})
     with atomic_path(Path(path_out)) as temporary:
         save(job.model, contract, temporary)
-        found = trial(load(model.path), load(temporary), steps, tick=tick)
+        parent = load(model.path)
+        found = trial(parent, as_parent(open_model(temporary), load(temporary), parent), steps, tick=tick)
         certificate = certified(found, chosen.name, steps)
-        contract = contract.model_copy(
-            update={
-                "parity": (*contract.parity, certificate),
-                "quant": {**contract.quant, "relative_tolerance": relative_tolerance(found)},
-            }
-        )
+        quant = {**contract.quant, "relative_tolerance": relative_tolerance(found)}
+        contract = contract.model_copy(update={"parity": (*contract.parity, certificate), "quant": quant})
         save(job.model, contract, temporary)
         report = Report(
             chosen.name,
             settings,
             model.onnx.weight_bytes,
             onnxfile.read(temporary).weight_bytes,
+            state_bytes(model),
+            state_bytes(open_model(temporary)),
             tuple(job.choices),
+            {s.name: str(s.quant["policy"]) for s in contract.states if not helper(s)},
             certificate,
             tuple(job.warnings),
         )
         check_smaller(report, model)
     return report
+
+
+def narrow_states(
+    job: Job, policy: str, budget: float, data: calibration.Data | None
+) -> tuple[Contract, dict[str, Any]]:
+    """Store the states by `policy`; the contract with its new states, and what the choice was measured by."""
+    contract = job.contract
+    if policy == "f32":
+        return contract, {}
+    if policy != "auto":
+        chosen = states.chosen_policies(policy, contract)
+    names = [end for s in contract.states if states.may_be_narrow(s) for end in (s.input, s.output)]
+    largest: dict[str, Any] = {}
+    if data is not None:
+        largest = states.scales(contract, calibration.observed(job.model, contract, data, names))
+    measured: dict[str, Any] = {"policy": policy}
+    if policy == "auto":
+        assert data is not None
+        chosen, measured = states.automatic(job.model, contract, data, largest, budget)
+    return states.rewrite(job.model, contract, chosen, largest), {"states": measured}
 
 
 def check_float(model: ModelFile) -> None:
@@ -161,19 +197,23 @@ def rewrite(job: Job, scheme: Scheme, keep: set[str], data: calibration.Data | N
         if not job.excluded(str(value.name)):
             _, array = graph.halve(job.model, value)
             job.record(str(value.name), array, array.astype(np.float16).astype(np.float32), "float16", array.size * 2)
+
+
+def finish(job: Job, keep: set[str]) -> None:
+    """Leave out what nothing reads, put the nodes in order, and note every shape."""
     graph.drop_unused(job.model, keep)
     common.TopologicalSortPass()(job.model)
     common.ShapeInferencePass()(job.model)
 
 
-def facts(job: Job, scheme: Scheme, model: ModelFile) -> dict[str, Any]:
+def facts(job: Job, scheme: Scheme, model: ModelFile, data: calibration.Data | None) -> dict[str, Any]:
     """The contract's `quant` field."""
     return {
         "scheme": scheme.name,
         "settings": dict(job.settings),
         "tensors": {choice.name: choice.choice for choice in job.choices},
         "exclude": list(job.exclude),
-        "calibration": job.calibration.digest if job.calibration else None,
+        "calibration": data.digest if data else None,
         "parent": hashlib.sha256(model.path.read_bytes()).hexdigest(),
     }
 
@@ -205,6 +245,8 @@ def check_smaller(report: Report, model: ModelFile) -> None:
     Raises:
         UsageError: with both sizes.
     """
+    if report.state_bytes_after < report.state_bytes_before:
+        return
     if report.bytes_after >= report.bytes_before or not report.tensors:
         raise UsageError(
             f"scheme {report.scheme} would not shrink {model.path}: {report.bytes_before} bytes before, "

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 @click.option("--scheme", required=True, metavar="SCHEME", help="f16, w8, …, with settings as NAME:key=value,…")
 @click.option("--calibrate", type=click.Path(path_type=Path), metavar="DATA", help=".npy, .npz, a folder of WAV, text.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Tensors that stay as they are, such as 'head.*'.")
+@click.option(
+    "--state", default="f32", show_default=True, metavar="POLICY", help="f32, f16, i16, i8, i8+dither, auto …"
+)
+@click.option("--state-budget", metavar="SHARE", help="Output error that auto allows, such as 0.5%.  [default: 0.5%]")
 @click.option("--smallest", type=click.IntRange(0), help="Matrices of fewer elements stay float32.  [default: 512]")
 @click.option("--steps", type=click.IntRange(1), help="Steps to compare with FILE for the certificate.  [default: 512]")
 @json_option
@@ -28,6 +32,8 @@ def command(
     scheme: str,
     calibrate: Path | None,
     exclude: tuple[str, ...],
+    state: str,
+    state_budget: str | None,
     smallest: int | None,
     steps: int | None,
     as_json: bool,
@@ -40,16 +46,34 @@ def command(
     """
     from edgemem.quant import quantize
 
-    given = {"smallest": smallest, "steps": steps}
+    budget = None if state_budget is None else share(state_budget)
+    given = {"smallest": smallest, "steps": steps, "state_budget": budget}
     options = {name: value for name, value in given.items() if value is not None}
     with stderr().status(f"quantizing {file} by {scheme}"):
-        report = quantize(file, output, scheme, calibrate=calibrate, exclude=exclude, **options)  # type: ignore[arg-type]
+        report = quantize(file, output, scheme, calibrate=calibrate, exclude=exclude, state=state, **options)  # type: ignore[arg-type]
     for warning in report.warnings:
         stderr().print(f"warning: {warning}", markup=False, highlight=False)
     if as_json:
         print_json({"file": str(output), **report.to_json()})
     else:
         show(report, output)
+
+
+def share(text: str) -> float:
+    """`0.5%` or `0.005`.
+
+    Raises:
+        UsageError: no number above 0.
+    """
+    from edgemem.errors import UsageError
+
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise UsageError(f"--state-budget must be a share above 0, such as 0.5% or 0.005, got {text!r}")
+    return value
 
 
 def show(report: Report, output: Path) -> None:
@@ -69,6 +93,10 @@ def show(report: Report, output: Path) -> None:
         )
     console, proof = stdout(), report.certificate
     console.print(table)
+    if report.state_bytes_after != report.state_bytes_before:
+        kept = ", ".join(f"{name} {policy}" for name, policy in report.states.items())
+        sizes = f"{human_bytes(report.state_bytes_before)} → {human_bytes(report.state_bytes_after)}"
+        console.print(f"state: {sizes} ({kept})", highlight=False, markup=False)
     console.print(
         f"{output}: {human_bytes(report.bytes_before)} → {human_bytes(report.bytes_after)} "
         f"({report.ratio:.3f}×); largest error {proof.max_abs_error:.1e}, {proof.max_rel_error:.1e} of the tensor's "

@@ -1,0 +1,391 @@
+"""The whole step in integers: int8 products, int16 between them; every scale is fixed by calibration.
+
+    tensor                                 stored as                      scale
+    weight of a product, >= 512 elements   int8 [in, out]                 one per output
+    smaller weights (of recurrences)       int16                          one per output
+    left input of an int8 product          uint8, with a zero point       one, by the calibrator
+    right input that is no weight          int8                           one, by the calibrator
+    bias of a product                      int32                          input scale x weight scale
+    every other float tensor               int16                          one per group, twice the largest value seen
+    wide states and what updates them      float32                        none
+
+    before                            after
+    Add(MatMul(x, W), b)              Add(MatMul(DQ(Q(x)), DQ(W.q, axis=1)), DQ(b.q))
+    MatMul(x, y)                      MatMul(DQ(Q(x)), DQ(Q(y)))
+    y = Op(x), c = a constant         y = DQ(Q(Op(x)))                    c = DQ(c.q)
+    Gather(W, i) of a table           as in `w8`, then DQ(Q(.))
+
+Q and DQ are QuantizeLinear and DequantizeLinear of one scale. Operators that only move values (Reshape, Slice, Concat,
+Where) and both ends of a state share one scale, a group: moving them needs no arithmetic, and a state comes back as it
+left. Nothing is rounded between a product, its bias and a Relu, nor twice for a tensor that only int8 products read.
+So a step runs in integers: int32 sums, one multiplication and shift per output, tables for Exp, Sigmoid and Tanh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from edgemem.errors import UsageError
+from edgemem.quant import graph, w8
+from edgemem.quant.calibration import Observed
+from edgemem.quant.graph import FLOAT, Array, Builder, Weight, as_float32, constant, numpy_of
+from edgemem.quant.ranges import CALIBRATORS
+from edgemem.quant.scheme import Job, Scheme
+
+MOVES = frozenset({"Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Identity", "Expand", "Flatten", "Gather"})
+JOINS = frozenset({"Concat", "Where"})
+MARGIN = 2.0  # of int16 ranges: inputs that calibration did not see, for one of fifteen bits
+MASKED = 24.0  # exp(-24) is nothing: as far down as a mask has to reach
+INT8, INT16, INT32 = ir.DataType.INT8, ir.DataType.INT16, ir.DataType.INT32
+MOST = {INT8: 127, INT16: 32767}
+
+
+@dataclass
+class Group:
+    """Tensors that share a scale: what they were seen to hold, and whether they stay float32."""
+
+    largest: float = 0.0
+    masked: bool = False
+    wide: bool = False
+
+    @property
+    def scale(self) -> np.float32:
+        largest = max(self.largest * MARGIN, MASKED if self.masked else 0.0)
+        return np.float32(largest / MOST[INT16]) if largest > 1e-30 else np.float32(1.0)
+
+
+@dataclass
+class Plan:
+    """What is known before the graph is changed."""
+
+    job: Job
+    seen: dict[str, Observed]
+    groups: dict[str, Group] = field(default_factory=dict)
+    products: set[ir.Node] = field(default_factory=set)  # with int8 inputs
+
+
+def apply(job: Job) -> None:
+    """Rewrite the whole graph."""
+    name = str(job.settings["calibrator"])
+    if name not in CALIBRATORS:
+        raise UsageError(f"scheme w8a8: calibrator must be one of {', '.join(CALIBRATORS)}, got {name!r}")
+    assert job.calibration is not None
+    nodes = list(job.model.graph)
+    floats = [value for node in nodes for value in node.outputs if value.dtype == FLOAT]
+    inputs = [value for value in job.model.graph.inputs if value.dtype == FLOAT]
+    seen = job.calibration.observe(job.model, [str(value.name) for value in (*inputs, *floats)])
+    plan = Plan(job, seen)
+    plan.groups = grouped(job, nodes, seen)
+    plan.products = {node for node in nodes if node.op_type == "MatMul" and not small(job, node)}
+    weights = {weight.name: weight for weight in job.weights()}
+    for weight in weights.values():
+        if weight.gathers:
+            w8.quantize(job, weight)
+    for node in nodes:
+        if node.graph is not None and node.op_type == "MatMul":
+            product(plan, node, weights)
+    for node in nodes:
+        if node.graph is not None:
+            constants(plan, node)
+    for value in (*inputs, *(v for node in list(job.model.graph) for v in node.outputs)):
+        if value.dtype == FLOAT and value.name in plan.groups and not fused(plan, value):
+            between(plan, value)
+
+
+# --- groups ------------------------------------------------------------------------------------------------------
+
+
+def grouped(job: Job, nodes: list[ir.Node], seen: dict[str, Observed]) -> dict[str, Group]:
+    """The group of every float tensor of the graph, constants that are moved or joined included, by name."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        parent.setdefault(name, name)
+        while parent[name] != name:
+            parent[name] = name = parent[parent[name]]
+        return name
+
+    def join(names: Iterable[str]) -> None:
+        first, *rest = names
+        for other in rest:
+            parent[root(other)] = root(first)
+
+    for name in seen:
+        root(name)
+    for node in nodes:
+        if node.op_type in MOVES | JOINS and node.outputs[0].dtype == FLOAT:
+            join(str(value.name) for value in (node.outputs[0], *moved(node)))
+    for state in job.contract.states:
+        if state.dtype == "float32":
+            join((state.input, state.output))
+    wide = widened(job, nodes)
+    groups: dict[str, Group] = {}
+    for name in parent:
+        group = groups.setdefault(root(name), Group())
+        low, high = extent(job, seen, name)
+        group.largest = max(group.largest, abs(low), abs(high))
+        group.masked |= masked(job, seen, name)
+        group.wide |= name in wide
+    return {name: groups[root(name)] for name in parent}
+
+
+def moved(node: ir.Node) -> list[ir.Value]:
+    """The float inputs that an operator moves or joins."""
+    kept = node.inputs[:1] if node.op_type in MOVES else node.inputs
+    return [value for value in kept if value is not None and value.dtype == FLOAT]
+
+
+def extent(job: Job, seen: dict[str, Observed], name: str) -> tuple[float, float]:
+    """The least and the largest value, masks left out."""
+    if name in seen:
+        return (seen[name].low, seen[name].high) if seen[name].low <= seen[name].high else (0.0, 0.0)
+    array = numpy_of(job.model.graph.initializers[name])
+    real = array[np.abs(array) < Observed.SENTINEL]
+    return (float(real.min()), float(real.max())) if real.size else (0.0, 0.0)
+
+
+def masked(job: Job, seen: dict[str, Observed], name: str) -> bool:
+    """Whether a tensor holds numbers that stand for minus infinity."""
+    if name in seen:
+        return seen[name].masked
+    return bool((numpy_of(job.model.graph.initializers[name]) <= -Observed.SENTINEL).any())
+
+
+def widened(job: Job, nodes: list[ir.Node]) -> set[str]:
+    """Wide states, and every float tensor on a way from one of them into one of them."""
+    wide = [state for state in job.contract.states if state.quant.get("wide")]
+    forward, backward = {state.input for state in wide}, {state.output for state in wide}
+    ends = forward | backward
+    for node in nodes:
+        if any(value is not None and value.name in forward for value in node.inputs):
+            forward |= {str(value.name) for value in node.outputs}
+    for node in reversed(nodes):
+        if any(value.name in backward for value in node.outputs):
+            backward |= {str(value.name) for value in node.inputs if value is not None}
+    return (forward & backward) | ends
+
+
+# --- products ----------------------------------------------------------------------------------------------------
+
+
+def small(job: Job, node: ir.Node) -> bool:
+    """Whether a product is one of a constant too small for int8, or one that is excluded."""
+    return any(
+        value is not None
+        and value.const_value is not None
+        and (value.const_value.size < job.smallest or job.excluded(str(value.name)))
+        for value in node.inputs
+    )
+
+
+def product(plan: Plan, node: ir.Node, weights: dict[str, Weight]) -> None:
+    """int8 on both sides of a product, its bias in int32."""
+    if node not in plan.products:
+        return
+    left = operand(plan, node, 0, weights)
+    right = operand(plan, node, 1, weights)
+    add = bias_of(node)
+    if add is not None and right.dtype != FLOAT:
+        bias(plan, node, add, left, right)
+
+
+def operand(plan: Plan, node: ir.Node, index: int, weights: dict[str, Weight]) -> ir.Value:
+    """One input of a product in int8; returns its scale."""
+    value = node.inputs[index]
+    assert value is not None
+    if value.name in weights:
+        return stored(plan.job, weights[str(value.name)], node, index)
+    if value.const_value is not None:  # a constant that is no matrix: quantized as a whole
+        low, high = float(numpy_of(value).min()), float(numpy_of(value).max())
+    else:
+        seen = plan.seen[str(value.name)]
+        calibrator = CALIBRATORS[str(plan.job.settings["calibrator"])]
+        low, high = calibrator(seen.values, seen.low, seen.high) if seen.low <= seen.high else (0.0, 0.0)
+    scale, zero = affine(low, high) if index == 0 else symmetric(low, high)
+    made, step = round_trip(plan.job.model, value, f"{value.name}.{'u8' if index == 0 else 'i8'}", scale, zero, node)
+    node.replace_input_with(index, made)
+    return step
+
+
+def stored(job: Job, weight: Weight, node: ir.Node, index: int) -> ir.Value:
+    """The int8 matrix of a product; returns its scales."""
+    q, scale = w8.quantized(weight.rows)
+    name = f"{weight.name}.q"
+    if name not in job.model.graph.initializers:
+        after = weight.stored(q * scale[:, None].astype(np.float32))
+        job.record(weight.name, weight.array, after, "int8, scale per output", q.nbytes + scale.nbytes)
+    build = Builder(job.model, weight.name, node)
+    steps = as_float32(job.model, f"{weight.name}.scale", scale)
+    value = build.op(
+        "DequantizeLinear", build.constant("q", weight.stored(q)), steps, suffix="dequantized", axis=weight.output_axis
+    )
+    value.shape = weight.value.shape
+    node.replace_input_with(index, value)
+    return steps
+
+
+def bias_of(node: ir.Node) -> ir.Node | None:
+    """The Add of a constant vector that alone reads a product, if there is one."""
+    uses = list(node.outputs[0].uses())
+    if len(uses) != 1 or uses[0][0].op_type != "Add" or node.outputs[0].is_graph_output():
+        return None
+    add, index = uses[0]
+    other = add.inputs[1 - index]
+    return add if other is not None and other.const_value is not None and len(other.const_value.shape) == 1 else None
+
+
+def bias(plan: Plan, node: ir.Node, add: ir.Node, left: ir.Value, right: ir.Value) -> None:
+    """A bias in units of the product's sums."""
+    model = plan.job.model
+    index = next(i for i, value in enumerate(add.inputs) if value is not None and value.const_value is not None)
+    value = add.inputs[index]
+    weight = node.inputs[1]
+    assert value is not None and weight is not None and weight.producer() is not None
+    if weight.producer().inputs[0].const_value is None:  # type: ignore[union-attr]
+        return
+    source = right if right.const_value is not None else right.producer().inputs[0]  # type: ignore[union-attr]
+    steps = numpy_of(left).astype(np.float64) * numpy_of(source).astype(np.float64)
+    array = numpy_of(value)
+    if steps.shape != array.shape:
+        return
+    q = np.clip(np.rint(array / steps), -(2**31) + 1, 2**31 - 1).astype(np.int32)
+    build = Builder(model, str(value.name), node)
+    units = build.op("Mul", right, left, suffix="scale")
+    units.shape = value.shape
+    made = build.op("DequantizeLinear", build.constant(f"q.{node.name}", q), units, suffix="dequantized", axis=0)
+    made.shape = value.shape
+    add.replace_input_with(index, made)
+    plan.job.record(f"{value.name}", array, (q * steps).astype(np.float32), "int32", q.nbytes)
+
+
+# --- between products --------------------------------------------------------------------------------------------
+
+
+def constants(plan: Plan, node: ir.Node) -> None:
+    """Float constants as int16: those that are moved in the scale of their group, the others in their own."""
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Cast") or node.outputs[0].dtype != FLOAT:
+        return
+    for index, value in enumerate(node.inputs):
+        if value is None or value.const_value is None or value.dtype != FLOAT or plan.job.excluded(str(value.name)):
+            continue
+        group = plan.groups.get(str(value.name)) or plan.groups.get(str(node.outputs[0].name))
+        if group is not None and group.wide:
+            continue
+        array = numpy_of(value)
+        joined = node.op_type in MOVES | JOINS and value in moved(node)
+        node.replace_input_with(index, int16_constant(plan, node, value, array, joined))
+
+
+def int16_constant(plan: Plan, node: ir.Node, value: ir.Value, array: Array, joined: bool) -> ir.Value:
+    """DequantizeLinear of an int16 constant; a matrix of a small product has one scale per output."""
+    model, most = plan.job.model, MOST[INT16]
+    by_output = node.op_type == "MatMul" and array.ndim == 2 and value is node.inputs[1]
+    if joined:
+        scale: Array = np.asarray(plan.groups[str(value.name)].scale)
+    else:
+        largest = np.abs(array.astype(np.float64)).max(axis=0 if by_output else None)
+        scale = np.asarray(np.where(largest > 1e-30, largest / most, 1.0), np.float32)
+    q = np.clip(np.rint(array / scale.astype(np.float64)), -most - 1, most).astype(np.int16)
+    name = f"{value.name}.i16" + (".joined" if joined else "")
+    if name not in model.graph.initializers:
+        after = (q * scale).astype(np.float32)
+        real = np.abs(array) < Observed.SENTINEL
+        plan.job.record(str(value.name), np.where(real, array, 0), np.where(real, after, 0), "int16", q.nbytes)
+    build = Builder(model, name, node)
+    attributes = {"axis": 1} if by_output else {}
+    made: ir.Value = build.op(
+        "DequantizeLinear", constant(model, name, q), build.constant("scale", scale), suffix="value", **attributes
+    )
+    made.shape = value.shape
+    return made
+
+
+def fused(plan: Plan, value: ir.Value) -> bool:
+    """Whether a tensor needs no rounding of its own: moved, wide, summed up further, or read by int8 products alone."""
+    node = value.producer()
+    uses = list(value.uses())
+    if plan.groups[str(value.name)].wide or (node is not None and node.op_type in MOVES | JOINS):
+        return True
+    if node is not None and node.op_type in ("QuantizeLinear", "DequantizeLinear", "Cast"):
+        return True
+    if value.is_graph_output() or not uses:
+        return value.dtype != FLOAT or not value.is_graph_output()
+    readers = {reader.op_type for reader, _ in uses}
+    if readers == {"QuantizeLinear"}:
+        return True
+    one = len(uses) == 1
+    if node is not None and node.op_type == "MatMul" and one and readers == {"Add"}:
+        other = uses[0][0].inputs[1 - uses[0][1]]
+        made_by = other.producer() if other is not None else None
+        return made_by is not None and made_by.op_type == "DequantizeLinear" and is_constant(made_by.inputs[0])
+    return node is not None and node.op_type in ("MatMul", "Add") and one and readers == {"Relu"}
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    return value is not None and value.const_value is not None
+
+
+def between(plan: Plan, value: ir.Value) -> None:
+    """Round a tensor to int16 where it is made."""
+    model, name = plan.job.model, str(value.name)
+    uses = list(value.uses())
+    node = value.producer()
+    zero = np.zeros((), np.int16)
+    if value.is_graph_output():
+        output = next(i for i, v in enumerate(model.graph.outputs) if v is value)
+        value.name = graph.unused(model, f"{name}.exact")
+    made, _ = round_trip(model, value, f"{name}.i16", plan.groups[name].scale, zero, None if node is None else node)
+    for reader, index in uses:
+        reader.replace_input_with(index, made)
+    if value.is_graph_output():
+        model.graph.outputs[output] = made
+        made.name = name
+
+
+def round_trip(
+    model: ir.Model, value: ir.Value, name: str, scale: np.float32, zero: Array, node: ir.Node | None
+) -> tuple[ir.Value, ir.Value]:
+    """DequantizeLinear(QuantizeLinear(value)), the same one for every reader; returns it and its scale."""
+    for reader, _ in value.uses():
+        if reader.op_type == "QuantizeLinear" and reader.name == name:
+            return next(iter(reader.outputs[0].uses()))[0].outputs[0], reader.inputs[1]  # type: ignore[return-value]
+    step = constant(model, f"{name}.scale", np.asarray(scale))
+    offset = constant(model, f"zero.{zero.dtype}.{int(zero)}", zero)
+    q = ir.node("QuantizeLinear", [value, step, offset], name=name)
+    q.outputs[0].name, q.outputs[0].type = graph.unused(model, name), ir.TensorType(ir.DataType.from_numpy(zero.dtype))
+    dq = ir.node("DequantizeLinear", [q.outputs[0], step, offset], name=f"{name}.value")
+    dq.outputs[0].name, dq.outputs[0].type = graph.unused(model, f"{name}.value"), ir.TensorType(FLOAT)
+    q.outputs[0].shape = dq.outputs[0].shape = value.shape
+    source = value.producer()
+    if source is None:
+        model.graph.insert_before(next(iter(model.graph)), [q, dq])
+    else:
+        model.graph.insert_after(source, [q, dq])
+    return dq.outputs[0], step
+
+
+def affine(low: float, high: float) -> tuple[np.float32, Array]:
+    """Scale and zero point of uint8 over a range that includes 0."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = np.float32((high - low) / 255) if high - low > 1e-30 else np.float32(1.0)
+    return scale, np.asarray(np.clip(np.rint(-low / float(scale)), 0, 255), np.uint8)
+
+
+def symmetric(low: float, high: float) -> tuple[np.float32, Array]:
+    """Scale of int8 without a zero point."""
+    largest = max(-low, high)
+    return np.float32(largest / MOST[INT8] if largest > 1e-30 else 1.0), np.zeros((), np.int8)
+
+
+SCHEME = Scheme(
+    "w8a8",
+    "the whole step in integers: int8 products, int16 between them, scales from calibration",
+    apply,
+    {"calibrator": "mse"},
+    needs_data=True,
+    uses_data=True,
+)
