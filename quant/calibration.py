@@ -3,10 +3,10 @@
     data = read("speech/", contract)                          or .npy, .npz, .wav, text; or the packaged excerpt
     seen = observed(model, contract, data, ["val_6", ...])    {name: Observed}
 
-A fresh state is not what a stream lives in, so sequences run on from step to step. The reset schedule decides how long:
-runs of 16, 64, 256, 1024 … steps in turn, cut at the end of every sequence. Steps are grouped by their position in the
-run (1, 2-3, 4-7, 8-15 …), and every group gives equally many samples, so that late positions, of which there are many,
-do not drown the first ones.
+A fresh state is not what a stream lives in, so sequences run on from step to step. In the first half a reset schedule
+decides how long: runs of 16, 64, 256, 1024 … steps in turn, cut at the end of every sequence. The second half is one
+run that is never reset, in which slow states fill up. Steps are grouped by their position in the run (1, 2-3, 4-7 …),
+and every group gives equally many samples, so that late positions, of which there are many, do not drown the first.
 """
 
 from __future__ import annotations
@@ -253,19 +253,30 @@ def checked(array: Array, port: InputFacts, path: Path) -> Array:
 def steps(
     contract: Contract, data: Data, count: int = STEPS, runs: Sequence[int] = RUNS
 ) -> Iterator[tuple[int, dict[str, Array]]]:
-    """`count` steps of inputs with their position in the run; position 0 wants a reset. Data is repeated as needed."""
-    lengths = itertools.cycle(runs)
-    frames, made = contract.chunk.frames, 0
+    """`count` steps of inputs with their position in the run; position 0 wants a reset.
+
+    The first half follows the reset schedule, the second half is one run without an end, over the data again and
+    again; without `runs` all of it is.
+    """
+    scheduled = count // 2 if runs else 0
+    lengths, pieces = itertools.cycle(runs or (count,)), chunks(contract, data)
+    position, length = 0, 0
+    for made in range(count):
+        begins, inputs = next(pieces)
+        if made < scheduled and (begins or position == length):
+            position, length = 0, next(lengths)
+        elif made == scheduled:
+            position = 0
+        yield position, inputs
+        position += 1
+
+
+def chunks(contract: Contract, data: Data) -> Iterator[tuple[bool, dict[str, Array]]]:
+    """The inputs of one step after another, and whether a sequence begins there; the data over and over."""
+    frames = contract.chunk.frames
     for sequence in itertools.cycle(data.sequences):
-        whole = len(next(iter(sequence.values()))) // frames
-        position, length = 0, next(lengths)
-        for index in range(whole):
-            if made == count:
-                return
-            if position == length:
-                position, length = 0, next(lengths)
-            yield position, chunk_of(contract, sequence, index)
-            position, made = position + 1, made + 1
+        for index in range(len(next(iter(sequence.values()))) // frames):
+            yield index == 0, chunk_of(contract, sequence, index)
 
 
 def chunk_of(contract: Contract, sequence: Frames, index: int) -> dict[str, Array]:

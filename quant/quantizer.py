@@ -156,7 +156,7 @@ def narrow_states(
     names = [end for s in contract.states if states.may_be_narrow(s) for end in (s.input, s.output)]
     largest: dict[str, Any] = {}
     if data is not None:
-        largest = states.scales(contract, calibration.observed(job.model, contract, data, names))
+        largest = states.scales(contract, calibration.observed(job.model, contract, data, names, states.DRIFT_STEPS))
     measured: dict[str, Any] = {"policy": policy}
     if policy == "auto":
         assert data is not None

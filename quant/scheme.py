@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgemem.quant.graph import Weight
 
 Array = np.ndarray[Any, np.dtype[Any]]
-FILES = ("f16", "w8", "w8a8_dynamic", "w4g32", "vq", "w8a8")
+FILES = ("f16", "w8", "w8a8_dynamic", "w4g32", "vq", "w8a8", "w8a8_outlier")
 
 
 @dataclass(frozen=True)

@@ -289,7 +289,7 @@ def drift(
     exact, narrow = starts(model, contract), starts(model, contract)
     narrow |= {name: rounder(narrow[name]) for name, rounder in rounders.items()}
     difference = size = 0.0
-    for _, inputs in steps(contract, data, count, runs=(count,)):
+    for _, inputs in steps(contract, data, count, runs=()):
         wanted = dict(zip(results, session.run(results, {**inputs, **exact}), strict=True))
         came = dict(zip(results, session.run(results, {**inputs, **narrow}), strict=True))
         for port in contract.outputs:

@@ -1,0 +1,135 @@
+"""Narrow states: what collapses, what holds, and that the file does what the plan said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import edgemem
+from edgemem import load
+from edgemem.errors import UsageError
+from edgemem.export import to_onnx
+from edgemem.modelfile import open_model
+from edgemem.narrow import as_parent
+from edgemem.program import Array
+from edgemem.quant import quantize
+from edgemem.quant.state import GOLDEN, POLICIES, Rounder
+from edgemem.snapshot import fingerprint
+from edgemem.trial import poisoned
+from edgemem.verify import verify
+
+DECAY = 0.999  # a time constant of 1000 steps: one update is far below half a step of int8
+STEPS = 2000
+
+
+class SlowAverage(nn.Module):
+    """m = decay m + (1 - decay) x: an accumulator whose every update is small."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mix = nn.Linear(width, width)
+        self.state = (edgemem.StateTensor("mean", (width,)),)
+
+    def step(self, x, state):  # type: ignore[no-untyped-def]
+        mean = DECAY * state["mean"] + (1 - DECAY) * x
+        return self.mix(mean), {"mean": mean}
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The model, and calibration data: every feature has a mean of its own, in noise."""
+    folder = tmp_path_factory.mktemp("slow")
+    to_onnx(SlowAverage(), torch.zeros(1, 1, 8), folder / "m.onnx")
+    np.save(folder / "x.npy", sequence(4096, seed=1))
+    return folder / "m.onnx", folder / "x.npy"
+
+
+def sequence(count: int, seed: int = 0) -> Array:
+    rng = np.random.default_rng(seed)
+    return (np.linspace(-1, 1, 8) + 0.3 * rng.standard_normal((count, 8))).astype(np.float32)
+
+
+def output_error(narrow: Path, parent: Path) -> float:
+    """RMS error of the outputs over a long run, relative to their RMS."""
+    outputs = [np.stack([s.step(x) for x in sequence(STEPS)]) for s in (load(p).stream() for p in (narrow, parent))]
+    return float(np.sqrt(np.mean((outputs[0] - outputs[1]) ** 2) / np.mean(outputs[1] ** 2)))
+
+
+def test_plain_int8_stands_still_and_the_other_policies_hold(slow: tuple[Path, Path], tmp_path: Path) -> None:
+    model, data = slow
+    errors = {}
+    for policy in POLICIES[1:]:
+        out = tmp_path / f"{policy}.onnx"
+        quantize(model, out, "w8", state=policy, calibrate=data, smallest=8, steps=50)
+        errors[policy] = output_error(out, model)
+    assert errors["i8"] > 0.4  # the mean hardly leaves 0
+    assert errors["i8+dither"] < 0.06
+    assert max(errors["i8+feedback"], errors["i16"], errors["f16"]) < 0.01
+
+
+def test_auto_keeps_the_budget_and_writes_down_what_it_measured(slow: tuple[Path, Path], tmp_path: Path) -> None:
+    model, data = slow
+    dithered = quantize(model, tmp_path / "d.onnx", "w8", state="auto", state_budget=0.1, calibrate=data, smallest=8)
+    assert dithered.states == {"mean": "i8+dither"}
+    report = quantize(model, tmp_path / "q.onnx", "w8", state="auto", state_budget=0.01, calibrate=data, smallest=8)
+    assert report.states == {"mean": "i16"}
+    found = open_model(tmp_path / "q.onnx").contract.quant["states"]
+    assert isinstance(found, dict) and found["steps"] >= 5000
+    assert found["relative_output_error"] <= 0.01 < found["alone"]["mean"]["i8"]
+    assert report.state_bytes_after * 2 == report.state_bytes_before
+    wide = quantize(model, tmp_path / "w.onnx", "w8", state="auto", state_budget=1e-9, calibrate=data, smallest=8)
+    assert wide.states == {"mean": "f32"}
+
+
+@pytest.mark.parametrize("policy", POLICIES[1:])
+def test_every_policy_verifies_resets_and_goes_on(slow: tuple[Path, Path], policy: str, tmp_path: Path) -> None:
+    model, data = slow
+    out = tmp_path / "q.onnx"
+    quantize(model, out, "w8", state=policy, calibrate=data, smallest=8, steps=200)
+    assert verify(out, 200, reference=model).ok
+    assert all(a.tobytes() == b.tobytes() for _, a, b in poisoned(load(out), 8))
+    x, program = sequence(40), load(out)
+    whole, first, second = program.stream(), program.stream(), program.stream()
+    wanted = [whole.step(row) for row in x]
+    for row in x[:20]:
+        first.step(row)
+    first.snapshot(tmp_path / "s.safetensors")
+    second.restore(tmp_path / "s.safetensors")
+    np.testing.assert_array_equal([second.step(row) for row in x[20:]], wanted[20:])
+    assert fingerprint(program.contract) != fingerprint(load(model).contract)
+
+
+def test_the_widened_view_sets_and_gets_states(slow: tuple[Path, Path], tmp_path: Path) -> None:
+    model, data = slow
+    quantize(model, tmp_path / "q.onnx", "w8", state="i8", calibrate=data, smallest=8, steps=20)
+    view = as_parent(open_model(tmp_path / "q.onnx"), load(tmp_path / "q.onnx"), load(model))
+    state = view.new_state()
+    value = np.linspace(-0.5, 0.5, 8, dtype=np.float32)[None]
+    state.set({"mean": value})
+    assert state.get()["mean"].dtype == np.float32
+    np.testing.assert_allclose(state.get()["mean"], value, atol=0.01)
+
+
+def test_dither_rounds_up_as_often_as_the_remainder_says() -> None:
+    rounder = Rounder("i8+dither", np.full(1, 127.0), (1, 1))
+    rounded = [float(rounder(np.full((1, 1), 0.3, np.float32))[0, 0]) for _ in range(1000)]
+    assert set(rounded) == {0.0, 1.0} and np.mean(rounded) == pytest.approx(0.3, abs=0.005)
+    assert 0.6 < GOLDEN < 0.62
+
+
+def test_wide_states_and_counters_stay_float32(models: Path, tmp_path: Path) -> None:
+    report = quantize(models / "lm.onnx", tmp_path / "q.onnx", "w8", state="i8", smallest=8, steps=50)
+    assert {p for n, p in report.states.items() if "wkv" in n} == {"f32"}
+    assert {p for n, p in report.states.items() if n.endswith("shift")} == {"i8"}
+
+
+def test_unknown_policies_are_refused(slow: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"unknown state policy 'i4'; there are f32, .* and auto"):
+        quantize(slow[0], tmp_path / "q.onnx", "w8", state="i4", calibrate=slow[1], smallest=8)
+    with pytest.raises(UsageError, match=r"needs calibration data, and none ships"):
+        quantize(slow[0], tmp_path / "q.onnx", "w8", state="i8", smallest=8)
