@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from edgemem import contract as contracts
 from edgemem.compare import Comparison
 from edgemem.contract import Certificate, Contract
 from edgemem.errors import ContractError, UsageError
+from edgemem.evaluation import evaluate
 from edgemem.files import atomic_path
 from edgemem.inspect import state_bytes
 from edgemem.modelfile import ModelFile, open_model
@@ -56,7 +57,7 @@ class Report:
     states: Mapping[str, str]  # the policy of each
     certificate: Certificate
     warnings: tuple[str, ...] = ()
-    quality: Mapping[str, float] | None = None
+    quality: Mapping[str, Any] | None = None
 
     @property
     def ratio(self) -> float:
@@ -90,6 +91,7 @@ def quantize(
     state: str = "f32",
     state_budget: float = states.BUDGET,
     smallest: int = SMALLEST_ELEMENTS,
+    task: str | None = None,
     steps: int = CERTIFIED_STEPS,
     tick: Callable[[], None] = lambda: None,
 ) -> Report:
@@ -99,7 +101,7 @@ def quantize(
     has its own. `exclude` holds globs of tensor names that stay as they are, matrices of fewer than `smallest`
     elements stay float32. `state` is how states are stored (see `edgemem.quant.state`), `auto` the narrowest that keeps
     the relative error of the outputs within `state_budget` over 5000 steps. The result is compared with the parent over
-    `steps` steps; `tick` is called after each.
+    `steps` steps; `tick` is called after each. `task` (see `edgemem.tasks`) judges both files by its excerpt.
 
     Raises:
         ModelFileError, ContractError: the input is not a model with a valid contract, or is quantized already.
@@ -141,7 +143,14 @@ def quantize(
             tuple(job.warnings),
         )
         check_smaller(report, model)
-    return report
+        quality = judged(task, model.path, temporary) if task else {}
+    return replace(report, quality=quality)
+
+
+def judged(task: str, parent: Path, path: Path) -> dict[str, Any]:
+    """A task's metric of both files, streamed."""
+    before, after = evaluate(parent, task), evaluate(path, task)
+    return {"task": task, "metric": after.score.metric, "before": before.score.value, "after": after.score.value}
 
 
 def narrow_states(
@@ -192,7 +201,7 @@ def rewrite(job: Job, scheme: Scheme, keep: set[str], data: calibration.Data | N
     if data is not None:
         job.calibration = calibration.Calibration(job.model, job.contract, data)
     scheme.apply(job)
-    done = {choice.name for choice in job.choices}
+    done = {choice.name for choice in job.choices} if scheme.weights else set(job.model.graph.initializers)
     for value in list(graph.small_floats(job.model, done, keep, job.smallest)):
         if not job.excluded(str(value.name)):
             _, array = graph.halve(job.model, value)

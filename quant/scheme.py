@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgemem.quant.graph import Weight
 
 Array = np.ndarray[Any, np.dtype[Any]]
-FILES = ("f16", "w8", "w8a8_dynamic", "w4g32", "vq", "w8a8", "w8a8_outlier")
+FILES = ("f16", "w8", "w8a8_dynamic", "w4g32", "vq", "w8a8", "w8a8_outlier", "memory_vq")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Scheme:
     settings: Mapping[str, int | str] = field(default_factory=dict)
     needs_data: bool = False
     uses_data: bool = False
+    weights: bool = True  # whether it makes weights smaller: then vectors become float16 too
 
 
 @dataclass(frozen=True)

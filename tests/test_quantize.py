@@ -167,7 +167,7 @@ def test_excluded_tensors_stay_as_they_are(zoo: Files, tmp_path: Path) -> None:
 
 
 def test_the_contract_says_what_was_done(zoo: Files, tmp_path: Path) -> None:
-    report = quantize(zoo("lmu"), tmp_path / "q.onnx", "w8", smallest=FEW, steps=STEPS)
+    report = quantize(zoo("lmu"), tmp_path / "q.onnx", "w8", smallest=FEW, steps=512)
     contract = open_model(tmp_path / "q.onnx").contract
     assert contract.quant["scheme"] == "w8" and contract.quant["tensors"] == {c.name: c.choice for c in report.tensors}
     assert [proof.stage for proof in contract.parity] == ["onnx", "w8"]

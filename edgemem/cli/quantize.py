@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 )
 @click.option("--state-budget", metavar="SHARE", help="Output error that auto allows, such as 0.5%.  [default: 0.5%]")
 @click.option("--smallest", type=click.IntRange(0), help="Matrices of fewer elements stay float32.  [default: 512]")
+@click.option("--task", metavar="TASK", help="Judge both files on this task, such as kws.")
 @click.option("--steps", type=click.IntRange(1), help="Steps to compare with FILE for the certificate.  [default: 512]")
 @json_option
 def command(
@@ -35,6 +36,7 @@ def command(
     state: str,
     state_budget: str | None,
     smallest: int | None,
+    task: str | None,
     steps: int | None,
     as_json: bool,
 ) -> None:
@@ -50,7 +52,7 @@ def command(
     given = {"smallest": smallest, "steps": steps, "state_budget": budget}
     options = {name: value for name, value in given.items() if value is not None}
     with stderr().status(f"quantizing {file} by {scheme}"):
-        report = quantize(file, output, scheme, calibrate=calibrate, exclude=exclude, state=state, **options)  # type: ignore[arg-type]
+        report = quantize(file, output, scheme, calibrate=calibrate, exclude=exclude, state=state, task=task, **options)  # type: ignore[arg-type]
     for warning in report.warnings:
         stderr().print(f"warning: {warning}", markup=False, highlight=False)
     if as_json:
@@ -97,6 +99,9 @@ def show(report: Report, output: Path) -> None:
         kept = ", ".join(f"{name} {policy}" for name, policy in report.states.items())
         sizes = f"{human_bytes(report.state_bytes_before)} → {human_bytes(report.state_bytes_after)}"
         console.print(f"state: {sizes} ({kept})", highlight=False, markup=False)
+    if report.quality:
+        q = report.quality
+        console.print(f"{q['task']}: {q['metric']} {q['before']:.4f} → {q['after']:.4f}", highlight=False)
     console.print(
         f"{output}: {human_bytes(report.bytes_before)} → {human_bytes(report.bytes_after)} "
         f"({report.ratio:.3f}×); largest error {proof.max_abs_error:.1e}, {proof.max_rel_error:.1e} of the tensor's "
