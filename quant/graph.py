@@ -10,7 +10,7 @@ Weights are looked at in one way, whatever reads them: a matrix with a row for e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -319,7 +319,7 @@ def broadcasts(node: ir.Node, value: ir.Value) -> bool:
         return False
 
 
-def small_floats(model: ir.Model, done: Sequence[str], keep: set[str], smallest: int) -> Iterator[ir.Value]:
+def small_floats(model: ir.Model, done: Collection[str], keep: set[str], smallest: int) -> Iterator[ir.Value]:
     """Float constants that are left: vectors, and tensors that no product reads. Small matrices of products stay."""
     for name in sorted(set(model.graph.initializers) - keep - set(done)):
         value = model.graph.initializers[name]

@@ -85,7 +85,9 @@ class Job:
         """The mean square of every input of a matrix [inputs] over the calibration data, where there is any."""
         if self.calibration is None or not weight.is_plain:
             return None
-        return self.calibration.second_moments([node.inputs[0].name or "" for node, _ in weight.others])
+        return self.calibration.second_moments(
+            [str(node.inputs[0].name) for node, _ in weight.others if node.inputs[0] is not None]
+        )
 
     def record(self, name: str, before: Array, after: Array, choice: str, bytes_after: int) -> None:
         """Note a constant that was rewritten: its values before and after, and the bytes it takes now."""

@@ -53,7 +53,8 @@ class Coded:
     def decoded(self) -> Array:
         """float32 [outputs, inputs]"""
         terms = [book[codes] for book, codes in zip(self.books.astype(np.float32), self.codes, strict=True)]
-        return sum(terms[1:], terms[0]).reshape(len(self.scale), -1) * self.scale.astype(np.float32)[:, None]
+        total = np.sum(terms, axis=0, dtype=np.float32).reshape(len(self.scale), -1)
+        return np.asarray(total * self.scale.astype(np.float32)[:, None])
 
 
 def apply(job: Job) -> None:
@@ -64,7 +65,8 @@ def apply(job: Job) -> None:
             f"scheme vq: dim of at least 1, codes of 2 to {MOST_CODES} and residual of 1 to 8 were wanted, "
             f"dim={dim}, codes={codes}, residual={residual} came; for example vq:dim=4,codes=256"
         )
-    fitting, others = [], []
+    fitting: list[Weight] = []
+    others: list[Weight] = []
     for weight in job.weights():
         (fitting if weight.array.ndim == 2 and weight.rows.shape[1] % dim == 0 else others).append(weight)
     for pool in pools(fitting):

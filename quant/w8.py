@@ -13,6 +13,8 @@ A lookup dequantizes the rows that it takes, never the whole table.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from edgemem.quant.graph import FLOAT, Array, Builder, Weight, as_float32, narrow_scales, replace
@@ -52,7 +54,7 @@ def rewrite(job: Job, weight: Weight, q: Array, scale: Array) -> None:
     for node in weight.gathers:
         build = Builder(model, node.outputs[0].name or weight.name, node)
         table = as_float32(model, f"{weight.name}.scale.rows", scale[:, None])
-        axis = {"axis": 0}
+        axis: dict[str, Any] = {"axis": 0}
         whole = build.op("Cast", build.op("Gather", stored, node.inputs[1], suffix="q", dtype=stored.dtype, **axis),
                          suffix="steps", to=int(FLOAT))  # fmt: skip
         rows = build.op("Mul", whole, build.op("Gather", table, node.inputs[1], suffix="scale", **axis), suffix="rows")

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -243,13 +244,14 @@ def bias(plan: Plan, node: ir.Node, add: ir.Node, left: ir.Value, right: ir.Valu
     model = plan.job.model
     index = next(i for i, value in enumerate(add.inputs) if value is not None and value.const_value is not None)
     value = add.inputs[index]
-    weight = node.inputs[1]
-    assert value is not None and weight is not None and weight.producer() is not None
-    if weight.producer().inputs[0].const_value is None:  # type: ignore[union-attr]
-        return
-    source = right if right.const_value is not None else right.producer().inputs[0]  # type: ignore[union-attr]
-    steps = numpy_of(left).astype(np.float64) * numpy_of(source).astype(np.float64)
+    units_of = node.inputs[1].producer() if node.inputs[1] is not None else None
+    assert value is not None and units_of is not None
+    if not is_constant(units_of.inputs[0]):
+        return  # a product of two activations
+    source = right if is_constant(right) else right.producer().inputs[0]  # type: ignore[union-attr]
+    assert source is not None
     array = numpy_of(value)
+    steps = numpy_of(left).astype(np.float64) * numpy_of(source).astype(np.float64)
     if steps.shape != array.shape:
         return
     q = np.clip(np.rint(array / steps), -(2**31) + 1, 2**31 - 1).astype(np.int32)
@@ -296,7 +298,7 @@ def int16_constant(plan: Plan, node: ir.Node, value: ir.Value, array: Array, joi
         real = np.abs(array) < Observed.SENTINEL
         plan.job.record(str(value.name), np.where(real, array, 0), np.where(real, after, 0), "int16", q.nbytes)
     build = Builder(model, name, node)
-    attributes = {"axis": 1} if by_output else {}
+    attributes: dict[str, Any] = {"axis": 1} if by_output else {}
     made: ir.Value = build.op(
         "DequantizeLinear", constant(model, name, q), build.constant("scale", scale), suffix="value", **attributes
     )

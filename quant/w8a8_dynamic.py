@@ -13,7 +13,6 @@ lookups, other products         as in `w8`: int8 weights, float32 activations
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -53,7 +52,8 @@ def rewrite(model: ir.Model, node: ir.Node, weight: Weight, q: Array, scale: Arr
 
 def integer_product(build: Builder, x: ir.Value, stored: ir.Value, scale: ir.Value) -> ir.Value:
     """x @ (stored * scale), x quantized row by row."""
-    if x.shape is not None and math.prod(int(d) for d in list(x.shape)[:-1]) == 1:  # type: ignore[call-overload]
+    lead: list[Any] = list(x.shape or [0])[:-1]
+    if x.shape is not None and all(size == 1 for size in lead):
         q, step, zero = build.op("DynamicQuantizeLinear", x, suffix="x", dtype=UINT8, outputs=3)
         step.type = ir.TensorType(FLOAT)
         total = build.op("MatMulInteger", q, stored, zero, suffix="total", dtype=INT32)
