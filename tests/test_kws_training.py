@@ -13,6 +13,7 @@ from bench.tasks.kws import augment, card, evaluate, evaluation, measure, pool, 
 from bench.tasks.kws.augment import Placed, or_silence
 from bench.tasks.kws.features import FRONT_END, WARPS, features_of
 from bench.timing import RESULTS
+from edgemem.cells.spiking import ChannelNorm
 from edgemem.checkpoints import packaged
 from edgemem.models import build_model
 from edgemem.models.kws_lmuformer import KWSConfig, KWSLMUFormer
@@ -236,6 +237,21 @@ def test_cost_counts_every_product_once() -> None:
     wanted = embed + config.layers * (lmu + mixer) + width * len(LABELS) + average
     found = measure.cost("kws-lmuformer", packaged("kws-lmuformer.safetensors"))
     assert found["macs_per_second_of_audio"] == 50 * wanted and found["seconds_per_step"] == 0.02
+
+
+def test_spikes_are_counted_and_only_where_there_are_neurons() -> None:
+    clips = np.random.default_rng(0).integers(-3000, 3000, (2, 16_000)).astype(np.int16)
+    nothing = np.zeros(2, np.int64)
+    made = evaluation.Clips(clips, nothing, np.array(["a", "b"]), np.array(["a", "b"]), nothing, nothing)
+    spiking, _ = build_model("kws-spiking-lmuformer", {"layers": 1, "width": 16}, seed=0)
+    rate = measure.spike_rate(spiking, made)
+    assert rate is not None and 0.0 < rate < 1.0
+    with torch.no_grad():
+        for part in spiking.modules():
+            if isinstance(part, ChannelNorm):
+                part.bias.fill_(1e9)
+    assert measure.spike_rate(spiking, made) == 1.0
+    assert measure.spike_rate(tiny(), made) is None
 
 
 def test_early_decisions_see_only_what_was_heard() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edgemem.cells.average import RunningAverage
 from edgemem.cells.convolution import CausalConv1d
-from edgemem.cells.legendre import BLOCK, LMU, LegendreMemory, LMUCell, held_system
+from edgemem.cells.legendre import BLOCK, LMU, SHORT, LegendreMemory, LMUCell, causal_convolution, held_system
 from edgemem.errors import ConfigError
 from edgemem.models import kws_lmuformer, lmu
 from edgemem.module import State, StreamingModule, scan, start_state
@@ -114,6 +114,16 @@ def test_memory_decodes_the_delayed_input(delay: float) -> None:
 def test_memory_keeps_float64_after_double() -> None:
     memory = LegendreMemory(16, 30.0).double()
     assert torch.equal(memory.powers[0], torch.from_numpy(held_system(16, 30.0)[0]))
+
+
+@pytest.mark.parametrize("time", [1, 7, SHORT, SHORT + 1])
+def test_short_and_long_sequences_are_the_same_sum(time: int) -> None:
+    draw = torch.Generator().manual_seed(time)
+    u, h = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((2, time, 3), (time, 4)))
+    wanted = np.zeros((2, time, 3, 4))
+    for k in range(time):
+        wanted[:, k:] += u.numpy()[:, : time - k, :, None] * h.numpy()[k]
+    np.testing.assert_allclose(causal_convolution(u, h).numpy(), wanted, rtol=0, atol=1e-10)
 
 
 def test_memory_is_no_parameter_and_not_in_the_checkpoint() -> None:

@@ -29,11 +29,11 @@ class KWSTransformerConfig(SpotterConfig):
     """Sizes of `kws-transformer`."""
 
     layers: int = 3
-    width: int = 96
+    width: int = 64
     heads: int = 4
-    ffn: int = 384  # inner width of the feed-forward parts
-    segment: int = 4  # rows in a step
-    left: int = 44  # rows whose keys and values each layer keeps
+    ffn: int = 256  # inner width of the feed-forward parts
+    segment: int = 8  # rows in a step
+    left: int = 40  # rows whose keys and values each layer keeps
 
     def __post_init__(self) -> None:
         super().__post_init__()

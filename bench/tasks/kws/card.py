@@ -85,11 +85,12 @@ def write(entries: dict[str, dict[str, Any]]) -> list[Path]:
 
 
 def entries_of(results: Path) -> dict[str, dict[str, Any]]:
-    """The entries of a results file by model; none if there is no such file."""
+    """The entries of a results file whose checkpoints are packaged, by model; none if there is no such file."""
     if not results.is_file():
         return {}
     result: dict[str, Any] = json.loads(results.read_text())
-    return {entry["model"]: entry for entry in (result, *result["baselines"].values())}
+    others = {name: entry for name, entry in result["compared"].items() if name != result["model"]}
+    return {result["model"]: result, **others}
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from bench.tasks.kws.evaluation import Clips
 from bench.tasks.kws.features import FRONT_END
 from bench.tasks.kws.words import CONFUSABLE, OTHER, SILENCE, SPEECH_COMMANDS, UNKNOWN, UNSEEN_UNKNOWN
 from bench.tasks.kws.wordset import SAMPLE_RATE, WordSet
+from edgemem.cells.spiking import LeakyIntegrateAndFire
 from edgemem.export import export_model
 from edgemem.inspect import facts
 from edgemem.tasks import kws
@@ -41,7 +42,7 @@ def measured(model: nn.Module, folder: Path, scenes: int = SCENES) -> dict[str, 
         counts[level] = evaluate.confusion(rows, clips.labels)
         voices[level] = evaluate.by_voice(rows, clips)
         if level == "clean":
-            early = early_decisions(rows, clips)
+            early, rate = early_decisions(rows, clips), spike_rate(model, clips)
     words = data.load("test", folder)
     made = evaluate.scenes(words, scenes, TEST_SEED)
     return {
@@ -52,8 +53,23 @@ def measured(model: nn.Module, folder: Path, scenes: int = SCENES) -> dict[str, 
         "clips_per_level": int(counts["clean"].sum()),
         "rejected": rejected(model, words),
         "early": early,
+        **({} if rate is None else {"spikes_per_neuron_and_row": rate}),
         "always_on": evaluate.tally(evaluate.scene_posteriors(model, made), made),
     }
+
+
+def spike_rate(model: nn.Module, clips: Clips) -> float | None:
+    """Spikes per neuron and row over some clips; None for a model without neurons that spike."""
+    neurons = [part for part in model.modules() if isinstance(part, LeakyIntegrateAndFire)]
+    counted: list[tuple[float, int]] = []
+    hooks = [
+        part.register_forward_hook(lambda _, __, spikes: counted.append((float(spikes.sum()), spikes.numel())))
+        for part in neurons
+    ]
+    evaluate.clip_posteriors(model, clips)
+    for hook in hooks:
+        hook.remove()
+    return sum(spikes for spikes, _ in counted) / sum(places for _, places in counted) if counted else None
 
 
 def rejected(model: nn.Module, words: WordSet) -> dict[str, dict[str, float]]:
