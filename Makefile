@@ -12,6 +12,7 @@ SINGLE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 # Compilers, emulators and OpenCL for boards; the tests that need one skip without it and name this target.
 BOARD_PACKAGES := gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm qemu-system-misc qemu-user \
   gcc-aarch64-linux-gnu gcc-arm-linux-gnueabihf gcc-riscv64-linux-gnu gcc-riscv64-unknown-elf \
+  libc6-dev-arm64-cross libc6-dev-armhf-cross libc6-dev-riscv64-cross \
   picolibc-riscv64-unknown-elf pocl-opencl-icd
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 

@@ -156,14 +156,20 @@ def damaged(folder: Path, target: Path, file: str, change: Any) -> Path:
 def test_damaged_programs_are_refused(programs: Path, tmp_path: Path) -> None:
     good = programs / "rwkv4"
     flipped = damaged(good, tmp_path / "a", "model.so", lambda b: b[:5000] + bytes([b[5000] ^ 1]) + b[5001:])
-    with pytest.raises(ModelFileError, match=r"model\.so is not the library of its manifest"):
+    with pytest.raises(ModelFileError, match=r"model\.so is not the file of its manifest"):
         edgemem.load(flipped)
     for index, (text, match) in enumerate(
         [
             (b"{", "not a readable manifest"),
             (b"{}", "field format is missing"),
-            (b'{"format": 99, "name": "m", "contract": {}, "bytes": {}, "files": {}}', "format 99 is newer"),
-            (b'{"format": 1, "name": "../m", "contract": {}, "bytes": {}, "files": {}}', "is not an identifier"),
+            (
+                b'{"format": 99, "name": "m", "contract": {}, "board": {}, "bytes": {}, "files": {}}',
+                "format 99 is newer",
+            ),
+            (
+                b'{"format": 1, "name": "../m", "contract": {}, "board": {}, "bytes": {}, "files": {}}',
+                "is not an identifier",
+            ),
         ]
     ):
         bad = damaged(good, tmp_path / f"m{index}", "manifest.json", lambda _, text=text: text)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--stop", help="Stop generating after this text.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the choices.")
 @click.option("--runtime", help="What runs the model: ort for a file and aot for a compiled folder, if left out.")
+@click.option("--board", help="Compile for this board and run under its emulator.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Cores that one step may use.")
 @click.option("--state", type=click.Path(path_type=Path), help="Go on from this snapshot if it exists; save it after.")
 @click.option("--rows", is_flag=True, help="Every output row instead of a summary of them.")
@@ -40,6 +41,7 @@ def command(
     stop: str | None,
     seed: int,
     runtime: str | None,
+    board: str | None,
     threads: int,
     state: Path | None,
     rows: bool,
@@ -58,7 +60,10 @@ def command(
         raise UsageError("say what to stream: either --input FILE (or -), or --text TEXT")
     if generate is not None and text is None:
         raise UsageError("--generate goes on after a text; give one by --text")
-    stream = load(file, runtime=runtime, threads=threads).stream()
+    if board is not None and runtime not in (None, "aot"):
+        raise UsageError(f"--board runs programs of the aot runtime, --runtime {runtime} came; leave one of them out")
+    chosen = {"runtime": runtime} if board is None else {"runtime": "aot", "board": board}
+    stream = load(file, threads=threads, **chosen).stream()
     if state is not None and state.exists():
         stream.restore(state)
     if generate is not None and text is not None:

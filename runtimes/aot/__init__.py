@@ -5,7 +5,7 @@
     lowering   PrimFuncs -> pointer functions   graph      the straight line of calls
     plan       where every tensor lies          emit       the C text
     toolchain  objects and libraries            compiler   all of these, into a folder
-    load       the folder as a program
+    load       the folder as a program      remote     one of another board, under its emulator
 
 Loading needs numpy alone; everything before it needs TVM and a C compiler.
 """
@@ -13,15 +13,16 @@ Loading needs numpy alone; everything before it needs TVM and a C compiler.
 from __future__ import annotations
 
 import tempfile
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgemem.runtimes.aot.load import AotProgram
+    from edgemem.program import Program
 
 
-def prepare(path: Path, threads: int = 1) -> AotProgram:
-    """Load a compiled folder, or compile a model file for this machine and load that.
+def prepare(path: Path, threads: int = 1, board: str = "host") -> Program:
+    """Load a compiled folder, or compile a model file for `board` and load that.
 
     Raises:
         ModelFileError, ContractError: neither a compiled folder nor a model file.
@@ -33,9 +34,11 @@ def prepare(path: Path, threads: int = 1) -> AotProgram:
     one_thread(threads)
     if path.is_dir():
         return load_folder(path)
-    from edgemem.boards import board
+    from edgemem.boards import board as described
     from edgemem.runtimes.aot.compiler import compile_model
 
-    with tempfile.TemporaryDirectory(prefix="edgemem-") as folder:
-        compile_model(path, board("host"), folder)
-        return load_folder(Path(folder))  # a library stays mapped after its file is gone
+    folder = tempfile.TemporaryDirectory(prefix="edgemem-")
+    compile_model(path, described(board), folder.name)
+    program = load_folder(Path(folder.name))
+    weakref.finalize(program, folder.cleanup)
+    return program

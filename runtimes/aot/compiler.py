@@ -24,7 +24,7 @@ from edgemem import contract as contracts
 from edgemem.boards import Board
 from edgemem.digests import canonical
 from edgemem.errors import BudgetError, UsageError
-from edgemem.runtimes.aot import emit
+from edgemem.runtimes.aot import emit, emit_run
 from edgemem.runtimes.aot.aliasing import elementwise
 from edgemem.runtimes.aot.folding import folded
 from edgemem.runtimes.aot.graph import Graph, Tensor, graph_of
@@ -252,7 +252,9 @@ def build(folder: Path, source: emit.Source, blob: bytes, kernels: Kernels, tool
     objects = [f"{n}.o", f"{n}_kernels.o", f"{n}_weights.o"]
     tools.archive(f"{n}.a", objects, folder)
     tools.shared(f"{n}.so", objects, "exports.map", folder)
-    for leftover in (f"{n}.o", f"{n}_weights.o", "exports.map"):
+    (folder / "edgemem-run.c").write_text(emit_run.program(source))
+    tools.executable("edgemem-run", ["edgemem-run.c", *objects], folder, *WARNINGS, *FLAGS)
+    for leftover in (f"{n}.o", f"{n}_weights.o", "exports.map", "edgemem-run.c"):
         (folder / leftover).unlink()
 
 

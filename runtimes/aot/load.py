@@ -129,21 +129,26 @@ def addresses(arrays: Mapping[str, Array]) -> Array:
     return np.array([array.ctypes.data for array in arrays.values()], np.uintp)
 
 
-def load_folder(folder: Path) -> AotProgram:
-    """The program in a folder that `edgemem compile` wrote.
+def load_folder(folder: Path) -> Program:
+    """The program in a folder that `edgemem compile` wrote; one of another board runs under its emulator.
 
     Raises:
         ModelFileError: the manifest or the library is missing, damaged, or for another machine.
         ContractError: the contract in the manifest is damaged.
     """
     manifest = read_manifest(folder)
+    contract = contracts.decode(json.dumps(manifest["contract"]))
+    if manifest["board"].get("core") != "native":
+        from edgemem.runtimes.aot.remote import PROGRAM, remote_program
+
+        check_file(folder / PROGRAM, manifest)
+        return remote_program(folder, manifest, contract)
     name = manifest["name"]
     path = folder / f"{name}.so"
-    check_library(path, manifest)
+    check_file(path, manifest)
     library = Library(path, name)
     if library.check() != OK:
         raise ModelFileError(f"{path}: its weights differ from those that were compiled; compile the model again")
-    contract = contracts.decode(json.dumps(manifest["contract"]))
     return AotProgram(library, contract, manifest["bytes"])
 
 
@@ -158,7 +163,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ModelFileError(f"{path} is not a readable manifest ({error}); `edgemem compile` writes one") from error
-    wanted = {"format": int, "name": str, "contract": dict, "bytes": dict, "files": dict}
+    wanted = {"format": int, "name": str, "contract": dict, "board": dict, "bytes": dict, "files": dict}
     for key, kind in wanted.items():
         if not isinstance(manifest, dict) or not isinstance(manifest.get(key), kind):
             raise ModelFileError(f"{path}: field {key} is missing or not {kind.__name__}; compile the model again")
@@ -169,15 +174,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_library(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Refuse a library that is not the one of the manifest."""
+def check_file(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse a file that is not the one of the manifest."""
     try:
         size = path.stat().st_size
         found = hashlib.sha256(path.read_bytes()).hexdigest() if size <= HASHED_BYTES else None
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read ({error.strerror}); compile the model again") from error
     if found is not None and found != manifest["files"].get(path.name):
-        raise ModelFileError(f"{path} is not the library of its manifest; compile the model again")
+        raise ModelFileError(f"{path} is not the file of its manifest; compile the model again")
 
 
 def one_thread(threads: int) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 WARNINGS = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror")
 FLAGS = ("-O2", "-fPIC", "-ffunction-sections", "-fdata-sections", "-g0", "-fno-ident", "-fno-stack-protector")
-LEFTOVER = ".text.tvm.fp16.conv"  # half-precision helpers that TVM adds to every object; no kernel calls them
+LEFTOVER = "*.tvm.fp16.conv"  # half-precision helpers that TVM adds to every object; no kernel calls them
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Toolchain:
     def executable(self, output: str, sources: Sequence[str], folder: Path, *flags: str) -> None:
         """A static program."""
         self.run(
-            self.compiler, *self.flags, *flags, "-static", "-Wl,--build-id=none", "-Wl,--gc-sections",
+            self.compiler, *self.flags, *flags, "-static", "-Wl,--build-id=none", "-Wl,--gc-sections", "-s",
             "-o", output, *sources, folder=folder,
         )  # fmt: skip
 
