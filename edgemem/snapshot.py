@@ -6,7 +6,7 @@ frames that wait for a whole chunk, and `frontend.NAME` for the audio front end.
 
     version       1, of this layout
     fingerprint   of the model's weights and states: a snapshot of another model is refused
-    position      the stream's counters
+    position      of the stream, see `Position`
     sha256        of the three above and of every tensor's name, dtype, shape and bytes
 """
 
@@ -16,7 +16,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -28,16 +28,27 @@ if TYPE_CHECKING:
 
 VERSION = 1
 KEY = "edgemem"
-COUNTERS = ("taken", "given", "rows", "ended")
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Position(NamedTuple):
+    """How far a stream has come: real frames taken, output rows made (of padding too), and whether it has ended."""
+
+    taken: int = 0
+    rows: int = 0
+    ended: bool = False
+
+    def given(self, look_ahead: int) -> int:
+        """Rows so far that are of real frames: with look-ahead, that of a frame is made `look_ahead` rows later."""
+        return max(0, min(self.taken, self.rows - look_ahead)) if look_ahead else self.taken
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a file holds once it is checked: tensors by prefixed name, and counters."""
+    """What a file holds once it is checked: tensors by prefixed name, and the stream's position."""
 
     tensors: dict[str, Array]
-    position: dict[str, int]
+    position: Position
 
     def group(self, prefix: str) -> dict[str, Array]:
         """The tensors named `prefix.NAME`, by NAME."""
@@ -60,11 +71,11 @@ def checksum(tensors: Mapping[str, Array], header: Mapping[str, object]) -> str:
     return total.hexdigest()
 
 
-def encode(tensors: Mapping[str, Array], position: Mapping[str, int], contract: Contract) -> bytes:
+def encode(tensors: Mapping[str, Array], position: Position, contract: Contract) -> bytes:
     """The bytes of a snapshot file."""
     from safetensors.numpy import save
 
-    header = {"version": VERSION, "fingerprint": fingerprint(contract), "position": dict(position)}
+    header = {"version": VERSION, "fingerprint": fingerprint(contract), "position": position._asdict()}
     metadata = {KEY: canonical({**header, "sha256": checksum(tensors, header)})}
     return save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}, metadata)
 
@@ -92,19 +103,18 @@ def decode(data: bytes, contract: Contract) -> Snapshot:
     return Snapshot(tensors, checked_position(header.get("position")))
 
 
-def checked_position(position: object) -> dict[str, int]:
-    """The counters, all of them there and none below zero.
+def checked_position(position: object) -> Position:
+    """The position in a header.
 
     Raises:
-        SnapshotError: anything else.
+        SnapshotError: counters missing, unknown or below zero, or more frames than rows.
     """
-    if (
-        not isinstance(position, dict)
-        or set(position) != set(COUNTERS)
-        or not all(type(value) is int and 0 <= value < 1 << 62 for value in position.values())
-    ):
-        raise SnapshotError(f"snapshot: counters {list(COUNTERS)} were wanted, {str(position)[:80]} came")
-    return position
+    kinds = {"taken": int, "rows": int, "ended": bool}
+    if isinstance(position, dict) and {name: type(value) for name, value in position.items()} == kinds:
+        found = Position(**position)
+        if 0 <= found.taken <= found.rows < 1 << 62:
+            return found
+    raise SnapshotError(f"snapshot: 0 <= taken <= rows, and ended, were wanted, {str(position)[:80]} came")
 
 
 def parsed(data: bytes) -> tuple[dict[str, Array], dict[str, Any]]:

@@ -15,20 +15,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgemem import snapshot as snapshots
 from edgemem.errors import InputError, SnapshotError, StreamError, UsageError
+from edgemem.inputs import Array, Inputs, Values
+from edgemem.snapshot import Position
 
 if TYPE_CHECKING:
     from edgemem.audio import FrontEndStream
     from edgemem.program import Program
-
-Array = np.ndarray[Any, np.dtype[Any]]
-Values = Any  # an array, or a dict of arrays by name
-Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -57,32 +55,23 @@ class Stream:
             raise UsageError(f"nan must be 'error' or 'allow', got {nan!r}")
         self.program = program
         self.contract = contract = program.contract
-        self.finite_only = nan == "error"
-        self._state = program.new_state()
-        self._valid = next((port for port in contract.inputs if port.role == "valid"), None)
-        self._ports = tuple(port for port in contract.inputs if port.role != "valid")
-        self._single = self._ports[0] if len(self._ports) == 1 else None
+        self._nan = nan
+        self._inputs = Inputs(contract, finite_only=nan == "error")
         self._output = contract.outputs[0].name if len(contract.outputs) == 1 else None
-        self._batch, self._frames = self._ports[0].shape[:2]
-        self._full: Array = np.full((self._batch,), self._frames, np.int64)
+        self._frames = contract.chunk.frames
+        self._full: Array = np.full((contract.batch,), self._frames, np.int64)
         self._ahead = contract.latency.look_ahead
+        self._state = program.new_state()
         self._frontend = self._new_frontend()
-        self._forget_position()
+        self._position, self._pending = Position(), self._inputs.no_frames()
 
     def _new_frontend(self) -> FrontEndStream | None:
-        facts = self._ports[0].frontend
+        facts = self._inputs.ports[0].frontend
         if facts is None:
             return None
         from edgemem.audio import FrontEnd
 
         return FrontEnd.from_dict(facts).stream()
-
-    def _forget_position(self) -> None:
-        self._taken = 0  # real frames that steps have consumed
-        self._given = 0  # real output rows that left
-        self._rows = 0  # output rows that steps have made, warm-up included
-        self._ended = False
-        self._pending = {port.name: np.empty((self._batch, 0, *port.shape[2:]), port.dtype) for port in self._ports}
 
     @property
     def has_frontend(self) -> bool:
@@ -92,16 +81,25 @@ class Stream:
     @property
     def sample_rate(self) -> int:
         """Samples per second that `push_samples` takes."""
+        return self._audio.frontend.sample_rate
+
+    @property
+    def _audio(self) -> FrontEndStream:
         if self._frontend is None:
             raise InputError(f"{self.contract.model.name} has no audio front end; push its features instead")
-        return self._frontend.frontend.sample_rate
-
-    # --- one chunk ---------------------------------------------------------------------------------------------
+        return self._frontend
 
     @property
     def position(self) -> int:
         """Real frames that the state has seen since the start."""
-        return self._taken
+        return self._position.taken
+
+    @property
+    def waiting(self) -> int:
+        """Frames that were pushed and wait for a whole chunk."""
+        return next(iter(self._pending.values())).shape[1]
+
+    # --- one chunk ---------------------------------------------------------------------------------------------
 
     def step(self, x: Values, valid: int | Array | None = None) -> Values:
         """Advance by one chunk of `contract.chunk.frames` frames and return its output rows.
@@ -112,74 +110,41 @@ class Stream:
 
         Raises:
             InputError: wrong shape, type or range, or NaN under the `error` policy.
-            StreamError: the stream has been flushed to its end; `reset` starts it again.
+            StreamError: the stream has been flushed to its end, or frames wait in it from a `push`.
         """
-        inputs, omitted = self._checked(x)
-        if self._ended:
-            raise StreamError("the stream was flushed to its end; call reset() before the next step")
-        if self._valid is not None:
-            inputs[self._valid.name] = self._full if valid is None else self._checked_valid(valid)
-        elif valid is not None:
-            raise InputError("this model takes one frame per step and no valid count; leave `valid` out")
-        outputs = self.program.step(inputs, self._state)
-        self._taken += self._frames if valid is None else int(np.max(valid))
-        self._rows += self._frames
+        inputs, omitted = self._inputs.chunk(x)
+        counts, real = self._full, self._frames
+        if valid is not None:
+            counts = self._inputs.counts(valid)
+            real = int(counts.max())
+        self._check_open("step")
+        if self.waiting:
+            raise StreamError(
+                f"{self.waiting} frames of a push wait for a whole chunk; push() on, or flush() them first"
+            )
+        outputs = self._advance(inputs, counts, real)
         if self._output is not None:
-            return outputs[self._output].reshape(outputs[self._output].shape[omitted:]).copy()
+            array = outputs[self._output]
+            return array.reshape(array.shape[omitted:]).copy()
         return {name: array.reshape(array.shape[omitted:]).copy() for name, array in outputs.items()}
 
-    def _checked(self, x: Values) -> tuple[dict[str, Array], int]:
-        """The inputs by name at their exact shapes, and how many leading axes of 1 the caller left out."""
-        if self._single is not None:
-            array = x[self._single.name] if isinstance(x, dict) and set(x) == {self._single.name} else x
-            array, omitted = self._checked_port(self._single, array)
-            return {self._single.name: array}, omitted
-        wanted = [port.name for port in self._ports]
-        if not isinstance(x, Mapping) or set(x) != set(wanted):
-            came = sorted(x) if isinstance(x, Mapping) else type(x).__name__
-            raise InputError(f"step needs a dict with the inputs {wanted}, got {came}")
-        checked = {port.name: self._checked_port(port, x[port.name]) for port in self._ports}
-        return {name: array for name, (array, _) in checked.items()}, min(o for _, o in checked.values())
+    def _check_open(self, call: str) -> None:
+        if self._position.ended:
+            raise StreamError(f"the stream was flushed to its end; call reset() before the next {call}")
 
-    def _checked_port(self, port: Any, x: Any) -> tuple[Array, int]:
-        array = x if type(x) is np.ndarray else np.asarray(x)
-        omitted = len(port.shape) - array.ndim
-        if omitted and (omitted not in (1, 2) or any(axis != 1 for axis in port.shape[:omitted])):
-            omitted = 0
-        if array.shape != port.shape[omitted:]:
-            raise InputError(
-                f"input {port.name}: shape {list(port.shape)} [batch, frames, *features] was wanted, "
-                f"{list(array.shape)} came; use push() for any number of frames"
-            )
-        self._check_values(port, array)
-        return array.reshape(port.shape), omitted
+    def _advance(self, inputs: dict[str, Array], counts: Array, real: int) -> Mapping[str, Array]:
+        """Run one checked chunk with `counts` [batch] real frames, `real` at most.
 
-    def _check_values(self, port: Any, array: Array) -> None:
-        """Refuse a wrong kind of number, an integer out of range, or NaN."""
-        if port.dtype.startswith("float"):
-            if array.dtype.kind != "f":
-                raise InputError(f"input {port.name}: {port.dtype} was wanted, {array.dtype} came; convert it first")
-            if self.finite_only and not np.isfinite(array).all():
-                raise InputError(
-                    f"input {port.name}: finite numbers were wanted, NaN or infinity came at frame {self._taken}; "
-                    "clean the input, or open the stream with nan='allow'"
-                )
-            return
-        if array.dtype.kind not in "iu":
-            raise InputError(f"input {port.name}: integers were wanted, {array.dtype} came; convert it first")
-        low, high = port.range
-        if array.size and (array.min() < low or array.max() > high):
-            worst = int(array.min()) if array.min() < low else int(array.max())
-            raise InputError(f"input {port.name}: values from {low} to {high} were wanted, {worst} came")
-
-    def _checked_valid(self, valid: int | Array) -> Array:
-        assert self._valid is not None
-        counts = np.asarray(valid)
-        if counts.dtype.kind not in "iu" or counts.shape not in ((), self._valid.shape):
-            raise InputError(f"valid: one count per stream, {list(self._valid.shape)}, was wanted, {valid!r} came")
-        if counts.min() < 0 or counts.max() > self._frames:
-            raise InputError(f"valid: 0 to {self._frames} frames were wanted, {valid!r} came")
-        return np.broadcast_to(counts, self._valid.shape)
+        The outputs belong to the program, which overwrites them with the next step.
+        """
+        taken, rows, _ = self._position
+        if self._ahead and real and rows > taken:
+            raise StreamError("frames cannot follow a short chunk of a model with look-ahead; call reset() first")
+        if self._inputs.valid is not None:
+            inputs[self._inputs.valid.name] = counts
+        outputs = self.program.step(inputs, self._state)
+        self._position = Position(taken + real, rows + self._frames)
+        return outputs
 
     # --- any number of frames ----------------------------------------------------------------------------------
 
@@ -192,38 +157,26 @@ class Stream:
             InputError: wrong shape, type or range, or NaN under the `error` policy.
             StreamError: the stream has been flushed to its end.
         """
-        blocks = self._checked_blocks(x)
-        if self._ended:
-            raise StreamError("the stream was flushed to its end; call reset() before the next push")
-        waiting = {name: np.concatenate([self._pending[name], block], axis=1) for name, block in blocks.items()}
-        total = next(iter(waiting.values())).shape[1]
-        whole = total - total % self._frames
-        outputs = [
-            self._advance({name: block[:, at : at + self._frames] for name, block in waiting.items()}, self._frames)
-            for at in range(0, whole, self._frames)
-        ]
-        self._pending = {name: block[:, whole:].copy() for name, block in waiting.items()}
-        return self._gathered(outputs)
+        blocks = self._inputs.frames(x)
+        self._check_open("push")
+        first = self._position.given(self._ahead)
+        self._pending = {n: np.concatenate([self._pending[n], block], axis=1) for n, block in blocks.items()}
+        return self._gathered(first, self._whole_chunks())
 
     def push_samples(self, samples: Array) -> Rows:
-        """Take any number of audio samples (float32 mono at the front end's rate) through the model's front end.
+        """Take any number of audio samples (float mono at the front end's rate) through the model's front end.
 
         Raises:
             InputError: the samples are not finite float mono, or the model has no audio front end.
+            StreamError: the stream has been flushed to its end.
         """
-        if self._frontend is None:
-            raise InputError(f"{self.contract.model.name} has no audio front end; push its features instead")
-        if self._ended:
-            raise StreamError("the stream was flushed to its end; call reset() before the next push")
-        sound = np.asarray(samples)
-        if sound.ndim != 1 or sound.dtype.kind != "f":
-            raise InputError(
-                f"samples: float mono [time] was wanted, {sound.dtype}{list(sound.shape)} came; "
-                "average the channels and divide 16-bit samples by 32768"
-            )
-        if self.finite_only and not np.isfinite(sound).all():
+        from edgemem.frontend import checked_samples
+
+        sound = checked_samples(samples)
+        if self._nan == "error" and not np.isfinite(sound).all():
             raise InputError("samples: finite numbers were wanted, NaN or infinity came; clean the input")
-        return self.push(self._frontend.push(sound))
+        self._check_open("push")
+        return self.push(self._audio.push(sound))
 
     def flush(self) -> Rows:
         """End the stream: run the frames that wait, give the rows that waited for look-ahead.
@@ -231,25 +184,19 @@ class Stream:
         Models that take frames may go on afterwards, with the state as the real frames left it; models of segments
         or with look-ahead have ended and want `reset`.
         """
-        outputs = []
-        waiting = next(iter(self._pending.values())).shape[1]
-        if waiting:
-            outputs.append(self._advance_padded(self._pending, waiting))
-            self._pending = {name: block[:, :0] for name, block in self._pending.items()}
-        while self._given + sum(count for _, count in outputs) < self._taken:
-            outputs.append(self._advance_padded({}, 0))
-        rows = self._gathered(outputs)
-        self._ended = self._ahead > 0 or (waiting > 0 and self.contract.chunk.frames_per_unit > 1)
+        cut_short = self.waiting % self._frames > 0 and self.contract.chunk.frames_per_unit > 1
+        rows = self._last_rows()
+        self._position = self._position._replace(ended=self._position.ended or self._ahead > 0 or cut_short)
         return rows
 
     def peek(self) -> Rows:
-        """The output rows of the frames that wait for a whole chunk, as if the stream ended here; nothing changes."""
-        before, position = self._state.get(), (self._taken, self._given, self._rows)
-        waiting = next(iter(self._pending.values())).shape[1]
-        rows = self._gathered([self._advance_padded(self._pending, waiting)] if waiting else [])
-        self._state.set(before)
-        self._taken, self._given, self._rows = position
-        return rows
+        """What `flush` would give; nothing changes."""
+        state, position, pending = self._state.get(), self._position, self._pending
+        try:
+            return self._last_rows()
+        finally:
+            self._state.set(state)
+            self._position, self._pending = position, pending
 
     def run(self, pieces: Iterable[Values]) -> Iterator[Rows]:
         """Push every piece, then flush; gives the rows of each as they come."""
@@ -257,67 +204,46 @@ class Stream:
             yield self.push(piece)
         yield self.flush()
 
-    def _checked_blocks(self, x: Values) -> dict[str, Array]:
-        given = x if isinstance(x, Mapping) else {self._ports[0].name: x}
-        if set(given) != {port.name for port in self._ports}:
-            raise InputError(f"push needs the inputs {[port.name for port in self._ports]}, got {sorted(given)}")
-        blocks = {}
-        for port in self._ports:
-            block = np.asarray(given[port.name])
-            if block.ndim == len(port.shape) - 1 and self._batch == 1:
-                block = block[None]
-            wanted = (self._batch, *port.shape[2:])
-            if block.ndim != len(port.shape) or (block.shape[0], *block.shape[2:]) != wanted:
-                raise InputError(
-                    f"input {port.name}: [batch {self._batch}, time, *{list(port.shape[2:])}] was wanted, "
-                    f"{list(block.shape)} came"
-                )
-            if block.size == 0:
-                block = block.astype(port.dtype)  # an empty list has no kind of its own
-            self._check_values(port, block)
-            blocks[port.name] = block.astype(port.dtype)
-        if len({block.shape[1] for block in blocks.values()}) > 1:
-            raise InputError(
-                f"push needs as many frames of every input, got { {n: b.shape[1] for n, b in blocks.items()} }"
-            )
-        return blocks
+    def _whole_chunks(self) -> list[dict[str, Array]]:
+        """Run every whole chunk of the frames that wait; the real output rows of each step."""
+        whole = self.waiting - self.waiting % self._frames
+        steps = []
+        for at in range(0, whole, self._frames):
+            chunk = {name: block[:, at : at + self._frames] for name, block in self._pending.items()}
+            steps.append(self._real_rows(chunk, self._frames))
+        self._pending = {name: block[:, whole:].copy() for name, block in self._pending.items()}
+        return steps
 
-    def _advance(self, chunk: Mapping[str, Array], real: int) -> tuple[dict[str, Array], int]:
-        """Run one checked chunk of which `real` frames are real; its real output rows, and how many."""
-        inputs = dict(chunk)
-        if self._valid is not None:
-            inputs[self._valid.name] = np.full(self._valid.shape, real, self._valid.dtype)
-        outputs = self.program.step(inputs, self._state)
-        self._taken += real
-        skip, stop = self._real_rows(real)
-        self._rows += self._frames
-        return {name: array[:, skip:stop].copy() for name, array in outputs.items()}, stop - skip
+    def _last_rows(self) -> Rows:
+        """Run all frames that wait, the last chunk filled up with zeros, then such chunks until all rows are out."""
+        first = self._position.given(self._ahead)
+        steps = self._whole_chunks()
+        left, rest = self.waiting, self._pending
+        self._pending = self._inputs.no_frames()
+        while left or self._position.given(self._ahead) < self._position.taken:
+            chunk = self._inputs.zeros()
+            for name, block in rest.items():
+                chunk[name][:, :left] = block[:, :left]
+            steps.append(self._real_rows(chunk, left))
+            left = 0
+        return self._gathered(first, steps)
 
-    def _real_rows(self, real: int) -> tuple[int, int]:
-        """Which rows of the step just made are outputs of real frames: after warm-up, before the padding's."""
-        if not self._ahead:
-            return 0, real
-        skip = min(self._frames, max(0, self._ahead - self._rows))
-        return skip, max(skip, min(self._frames, self._taken + self._ahead - self._rows))
+    def _real_rows(self, chunk: dict[str, Array], real: int) -> dict[str, Array]:
+        """Run one chunk whose first `real` frames are real; copies of the output rows that are of real frames."""
+        given, rows = self._position.given(self._ahead), self._position.rows
+        outputs = self._advance(chunk, np.full_like(self._full, real), real)
+        first = max(0, given + self._ahead - rows)  # past the warm-up
+        stop = first + self._position.given(self._ahead) - given
+        return {name: array[:, first:stop].copy() for name, array in outputs.items()}
 
-    def _advance_padded(self, blocks: Mapping[str, Array], real: int) -> tuple[dict[str, Array], int]:
-        """Run one chunk with `real` frames at its front and zeros behind them."""
-        chunk = {port.name: np.zeros(port.shape, port.dtype) for port in self._ports}
-        for name, block in blocks.items():
-            chunk[name][:, :real] = block
-        return self._advance(chunk, real)
-
-    def _gathered(self, outputs: list[tuple[dict[str, Array], int]]) -> Rows:
-        """Rows of several steps as one, with their time stamps."""
-        count = sum(rows for _, rows in outputs)
-        first, self._given = self._given, self._given + count
+    def _gathered(self, first: int, steps: list[dict[str, Array]]) -> Rows:
+        """Rows of several steps as one, the first of them of frame `first`, with their time stamps."""
         values = {}
         for port in self.contract.outputs:
-            empty = np.empty((self._batch, 0, *port.shape[2:]), port.dtype)
-            joined = np.concatenate([empty, *(rows[port.name] for rows, _ in outputs)], axis=1)
-            values[port.name] = joined[0] if self._batch == 1 else joined
-        index = np.arange(first, first + count)
-        start, end = self._spans(index)
+            empty = np.empty((self.contract.batch, 0, *port.shape[2:]), port.dtype)
+            joined = np.concatenate([empty, *(rows[port.name] for rows in steps)], axis=1)
+            values[port.name] = joined[0] if self.contract.batch == 1 else joined
+        start, end = self._spans(np.arange(first, self._position.given(self._ahead)))
         return Rows(values[self._output] if self._output is not None else values, first, start, end)
 
     def _spans(self, index: Array) -> tuple[Array, Array]:
@@ -335,7 +261,7 @@ class Stream:
         self._state.reset()
         if self._frontend is not None:
             self._frontend.reset()
-        self._forget_position()
+        self._position, self._pending = Position(), self._inputs.no_frames()
 
     @property
     def state(self) -> dict[str, Array]:
@@ -356,8 +282,7 @@ class Stream:
         tensors.update({f"pending.{name}": block for name, block in self._pending.items()})
         if self._frontend is not None:
             tensors.update({f"frontend.{name}": array for name, array in self._frontend.snapshot().items()})
-        position = {"taken": self._taken, "given": self._given, "rows": self._rows, "ended": int(self._ended)}
-        data = snapshots.encode(tensors, position, self.contract)
+        data = snapshots.encode(tensors, self._position, self.contract)
         if path is not None:
             from edgemem.files import atomic_write
 
@@ -365,31 +290,27 @@ class Stream:
                 file.write(data)
         return data
 
-    def restore(self, source: bytes | str | Path) -> None:
+    def restore(self, source: bytes | bytearray | memoryview | str | Path) -> None:
         """Go on where a snapshot was taken: by any stream of the same model, at any chunk, in any runtime.
 
         Raises:
             SnapshotError: truncated, altered, or of another model; the stream is as it was.
         """
-        data = source if isinstance(source, bytes) else self._read(Path(source))
+        data = self._read(Path(source)) if isinstance(source, str | Path) else bytes(source)
         found = snapshots.decode(data, self.contract)
         state = self._checked_state(found.group("state"), SnapshotError)
-        pending = found.group("pending")
-        for port in self._ports:
-            block = pending.get(port.name)
-            if (
-                block is None
-                or block.dtype != port.dtype
-                or (block.shape[0], *block.shape[2:]) != (self._batch, *port.shape[2:])
-            ):
-                raise SnapshotError(f"snapshot: its waiting frames do not fit input {port.name}; it was altered")
+        pending = self._checked_pending(found.group("pending"))
         if self._frontend is not None:
             self._frontend.restore(found.group("frontend"))
         self._state.set(state)
-        self._pending = {port.name: pending[port.name] for port in self._ports}
-        position = found.position
-        self._taken, self._given, self._rows = position["taken"], position["given"], position["rows"]
-        self._ended = bool(position["ended"])
+        self._pending, self._position = pending, found.position
+
+    def _checked_pending(self, blocks: Mapping[str, Array]) -> dict[str, Array]:
+        """The frames that wait in a snapshot, as the model's inputs would take them."""
+        try:
+            return Inputs(self.contract, finite_only=False).frames(blocks)
+        except InputError as error:
+            raise SnapshotError(f"snapshot: its waiting frames do not fit: {error}; it was altered") from error
 
     @staticmethod
     def _read(path: Path) -> bytes:
@@ -402,7 +323,7 @@ class Stream:
 
     def fork(self) -> Stream:
         """An independent copy of this stream, weights shared."""
-        twin = Stream(self.program, nan="error" if self.finite_only else "allow")
+        twin = Stream(self.program, nan=self._nan)
         twin.restore(self.snapshot())
         return twin
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgemem.errors import InputError, SnapshotError, StreamError, UsageError
+from edgemem.snapshot import Position, encode
 from edgemem.stream import Stream
 from tests import toy
 
@@ -77,10 +78,13 @@ BAD_STEPS = {
     "shape": (np.zeros((1, 2, 2), np.float32), r"input x: shape \[1, 1, 2\].*\[1, 2, 2\] came"),
     "dtype": (np.zeros((1, 1, 2), np.complex64), "input x: float32 was wanted, complex64 came"),
     "integers": (np.zeros((1, 1, 2), np.int16), "input x: float32 was wanted, int16 came"),
-    "nan": (np.full((1, 1, 2), np.nan, np.float32), "finite numbers were wanted, NaN or infinity came at frame 1"),
+    "nan": (np.full((1, 1, 2), np.nan, np.float32), "finite numbers were wanted, NaN or infinity came"),
+    "too large": (np.full((1, 1, 2), 1e300), "NaN or infinity"),
+    "ragged": ([[1.0, 2.0], [3.0]], "input x: an array of numbers was wanted, list came"),
+    "objects": (np.array([[[None, 1.0]]]), "input x: float32 was wanted, object came"),
     "infinity": (np.full((1, 1, 2), -np.inf, np.float32), "NaN or infinity"),
     "text": ("hello", "input x: shape"),
-    "dict": ({"u": np.zeros((1, 1, 2), np.float32)}, "input x"),
+    "dict": ({"u": np.zeros((1, 1, 2), np.float32)}, r"inputs \['x'\] were wanted, \['u'\] came"),
 }
 
 
@@ -127,6 +131,81 @@ def test_a_flushed_look_ahead_stream_wants_a_reset() -> None:
             call()
     stream.reset()
     stream.push(frames(4))
+
+
+@settings(max_examples=100, deadline=None)
+@given(shapes, st.lists(st.integers(1, 3), max_size=5), st.integers(0, 20))
+def test_steps_and_pushes_share_one_clock(shape: tuple[int, int, int], steps: list[int], time: int) -> None:
+    segment, chunk, ahead = shape
+    stream = toy.ToyProgram(toy.contract(segment, chunk, ahead)).stream()
+    size = segment * chunk
+    x = frames(len(steps) * size + time)
+    values = [stream.step(x[None, at * size : (at + 1) * size])[0] for at in range(len(steps))]
+    done = len(steps) * size
+    rows = [stream.push(x[done:]), stream.flush()]
+    values = [np.concatenate(values)[ahead:]] if steps else []  # steps give the rows of the warm-up too
+    np.testing.assert_allclose(
+        np.concatenate([*values, *(r.values for r in rows)]), toy.expected(x, ahead), rtol=1e-5, atol=1e-5
+    )
+    starts = np.concatenate([r.t_start for r in rows])
+    np.testing.assert_array_equal(starts, np.arange(max(0, done - ahead), len(x)))
+
+
+def test_a_step_cannot_overtake_frames_that_wait() -> None:
+    stream = toy.ToyProgram(toy.contract(chunk=4)).stream()
+    stream.push(frames(3))
+    before = stream.snapshot()
+    with pytest.raises(StreamError, match="3 frames of a push wait"):
+        stream.step(np.ones((1, 4, 2), np.float32))
+    assert stream.snapshot() == before
+
+
+def test_no_frames_follow_a_short_chunk_when_rows_are_late() -> None:
+    stream = toy.ToyProgram(toy.contract(chunk=4, ahead=2)).stream()
+    stream.step(np.ones((1, 4, 2), np.float32), valid=3)
+    with pytest.raises(StreamError, match="short chunk"):
+        stream.step(np.ones((1, 4, 2), np.float32))
+    assert len(stream.flush()) == 1  # two came in the step
+
+
+def test_a_stream_that_ended_stays_ended() -> None:
+    stream = toy.ToyProgram(toy.contract(segment=4)).stream()
+    stream.push(frames(3))
+    assert len(stream.flush()) == 3 and len(stream.flush()) == 0
+    with pytest.raises(StreamError, match="reset"):
+        stream.push(frames(1))
+
+
+def test_frames_that_wait_move_to_a_smaller_chunk() -> None:
+    first, second = (toy.ToyProgram(toy.contract(chunk=size)).stream() for size in (8, 2))
+    x = frames(7)
+    first.push(x)
+    second.restore(first.snapshot())
+    np.testing.assert_allclose(second.peek().values, toy.expected(x, 0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(second.flush().values, toy.expected(x, 0), rtol=1e-5, atol=1e-5)
+    assert second.position == 7
+
+
+def test_a_snapshot_that_fits_its_checksum_is_still_checked() -> None:
+    """Whoever can write a snapshot can write its checksum too."""
+    stream = toy.ToyProgram(toy.contract(chunk=4)).stream()
+    stream.push(frames(3))
+    good = {"state.sum": stream.state["sum"], "pending.x": frames(3)[None]}
+    for change, position, message in (
+        ({"pending.x": np.zeros((1, 2, 3), np.float32)}, Position(), "do not fit"),
+        ({"pending.x": np.zeros((1, 3, 2), np.int8)}, Position(), "do not fit"),
+        ({"state.sum": np.zeros(2, np.float32)}, Position(), "state sum"),
+        ({"state.more": np.zeros(2, np.float32)}, Position(), "more is unknown"),
+        ({}, Position(taken=2, rows=1), "taken <= rows"),
+        ({}, Position(taken=-1), "taken <= rows"),
+        ({}, Position(taken=1 << 62, rows=1 << 62), "taken <= rows"),
+        ({}, Position(taken=True), "taken <= rows"),
+    ):
+        before = stream.snapshot()
+        with pytest.raises(SnapshotError, match=message):
+            stream.restore(encode({**good, **change}, position, stream.contract))
+        assert stream.snapshot() == before
+    stream.restore(bytearray(encode(good, Position(), stream.contract)))
 
 
 def test_peek_shows_the_waiting_rows_and_changes_nothing() -> None:

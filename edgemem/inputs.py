@@ -1,0 +1,152 @@
+"""What a stream takes: arrays held against the inputs of the contract, before anything runs.
+
+chunk    one step's input, at its exact shape; leading axes of 1 may be left out
+frames   any number of frames, with or without a batch axis of 1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgemem.errors import InputError
+
+if TYPE_CHECKING:
+    from edgemem.contract import Contract, InputFacts
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Values = Any  # an array, or a dict of arrays by name
+
+
+class Inputs:
+    """The inputs of one model that hold data, and the one that counts real frames, where there is one."""
+
+    def __init__(self, contract: Contract, finite_only: bool) -> None:
+        self.ports = tuple(port for port in contract.inputs if port.role != "valid")
+        self.names = tuple(port.name for port in self.ports)
+        self.valid = contract.valid_input
+        self.batch, self.frames_per_step = self.ports[0].shape[:2]
+        self.finite_only = finite_only
+
+    def chunk(self, x: Values) -> tuple[dict[str, Array], int]:
+        """One chunk by name, each at its exact shape, and how many leading axes of 1 the caller left out.
+
+        Raises:
+            InputError: wrong names, shape, type or range, or NaN where it is not allowed.
+        """
+        checked, omitted = {}, 2
+        for port, value in zip(self.ports, self._by_port(x), strict=True):
+            array = as_array(port, value)
+            left_out = len(port.shape) - array.ndim
+            if left_out and (left_out not in (1, 2) or any(axis != 1 for axis in port.shape[:left_out])):
+                left_out = 0
+            if array.shape != port.shape[left_out:]:
+                raise InputError(
+                    f"input {port.name}: shape {list(port.shape)} [batch, frames, *features] was wanted, "
+                    f"{list(array.shape)} came; use push() for any number of frames"
+                )
+            checked[port.name] = self._checked_values(port, array).reshape(port.shape)
+            omitted = min(omitted, left_out)
+        return checked, omitted
+
+    def frames(self, x: Values) -> dict[str, Array]:
+        """Frames [batch, time, *features] by name, as many of every input, in the contract's dtypes.
+
+        Raises:
+            InputError: wrong names, shape, type or range, or NaN where it is not allowed.
+        """
+        blocks = {}
+        for port, value in zip(self.ports, self._by_port(x), strict=True):
+            block = as_array(port, value)
+            if block.ndim == len(port.shape) - 1 and self.batch == 1:
+                block = block[None]
+            wanted = (self.batch, *port.shape[2:])
+            if block.ndim != len(port.shape) or (block.shape[0], *block.shape[2:]) != wanted:
+                features = "".join(f", {size}" for size in port.shape[2:])
+                raise InputError(
+                    f"input {port.name}: [batch {self.batch}, time{features}] was wanted, {list(block.shape)} came"
+                )
+            blocks[port.name] = self._checked_values(port, block)
+        times = {name: block.shape[1] for name, block in blocks.items()}
+        if len(set(times.values())) > 1:
+            raise InputError(f"as many frames of every input were wanted, {times} came")
+        return blocks
+
+    def no_frames(self) -> dict[str, Array]:
+        """Nothing of every input."""
+        return {port.name: np.empty((self.batch, 0, *port.shape[2:]), port.dtype) for port in self.ports}
+
+    def zeros(self) -> dict[str, Array]:
+        """One chunk of zeros."""
+        return {port.name: np.zeros(port.shape, port.dtype) for port in self.ports}
+
+    def counts(self, valid: int | Array) -> Array:
+        """Counts of real frames, one per stream; one number is meant for all.
+
+        Raises:
+            InputError: the model takes none, or they are not whole numbers within the chunk.
+        """
+        if self.valid is None:
+            raise InputError("this model takes one frame per step and no valid count; leave `valid` out")
+        counts = np.asarray(valid)
+        if counts.dtype.kind not in "iu" or counts.shape not in ((), self.valid.shape):
+            raise InputError(f"valid: one count per stream, {list(self.valid.shape)}, was wanted, {valid!r} came")
+        if counts.min() < 0 or counts.max() > self.frames_per_step:
+            raise InputError(f"valid: 0 to {self.frames_per_step} frames were wanted, {valid!r} came")
+        return np.broadcast_to(counts, self.valid.shape)
+
+    def _by_port(self, x: Values) -> list[Any]:
+        """The value of each port, in the contract's order."""
+        if type(x) is np.ndarray and len(self.ports) == 1:  # most steps: the check of a Mapping is slow
+            return [x]
+        if isinstance(x, Mapping):
+            if set(x) != set(self.names):
+                raise InputError(f"inputs {list(self.names)} were wanted, {sorted(map(str, x))} came")
+            return [x[name] for name in self.names]
+        if len(self.ports) > 1:
+            raise InputError(f"a dict with the inputs {list(self.names)} was wanted, {type(x).__name__} came")
+        return [x]
+
+    def _checked_values(self, port: InputFacts, array: Array) -> Array:
+        """The array in the port's dtype; refuses a wrong kind of number, an integer out of range, or NaN."""
+        if not array.size:  # an empty list has no kind of its own
+            return array.astype(port.dtype)
+        if port.dtype.startswith("float"):
+            if array.dtype.kind != "f":
+                raise InputError(f"input {port.name}: {port.dtype} was wanted, {array.dtype} came; convert it first")
+            if array.dtype != port.dtype:
+                with np.errstate(over="ignore"):  # too large becomes infinity
+                    array = array.astype(port.dtype)
+            if self.finite_only and not np.isfinite(array).all():
+                raise InputError(
+                    f"input {port.name}: finite numbers were wanted, NaN or infinity came; "
+                    "clean the input, or open the stream with nan='allow'"
+                )
+            return array
+        if array.dtype.kind not in "iu":
+            raise InputError(f"input {port.name}: integers were wanted, {array.dtype} came; convert it first")
+        assert port.range is not None
+        low, high = port.range
+        least, most = array.min(), array.max()
+        if least < low or most > high:
+            worst = int(least if least < low else most)
+            raise InputError(f"input {port.name}: values from {low} to {high} were wanted, {worst} came")
+        return array.astype(port.dtype, copy=False)
+
+
+def as_array(port: InputFacts, x: Any) -> Array:
+    """x as an array.
+
+    Raises:
+        InputError: nested lists of different lengths.
+    """
+    if type(x) is np.ndarray:
+        return x
+    try:
+        return np.asarray(x)
+    except ValueError as error:
+        raise InputError(
+            f"input {port.name}: an array of numbers was wanted, {type(x).__name__} came ({error})"
+        ) from error
