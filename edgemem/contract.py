@@ -13,11 +13,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from edgemem import consistency
 from edgemem.digests import canonical, digest
 from edgemem.errors import ContractError
-from edgemem.state import PortRole, StateRole
+from edgemem.state import DType, PortRole, StateRole
 
 KEY = "edgemem.contract"
 VERSION = 1
@@ -70,7 +71,7 @@ class InputFacts(Strict):
 
     name: str
     shape: tuple[int, ...]
-    dtype: str
+    dtype: DType
     role: PortRole
     range: tuple[int, int] | None = None  # of integers, both ends included
     frontend: dict[str, object] | None = None  # checked by the front end itself
@@ -82,7 +83,7 @@ class OutputFacts(Strict):
 
     name: str
     shape: tuple[int, ...]
-    dtype: str
+    dtype: DType
     role: PortRole
     labels: tuple[str, ...] | None = None
 
@@ -95,7 +96,7 @@ class StateFacts(Strict):
 
     name: str
     shape: tuple[int, ...]  # with the batch axis first
-    dtype: str
+    dtype: DType
     start: float | str
     role: StateRole
     range: tuple[float, float]
@@ -143,20 +144,6 @@ class Contract(Strict):
     quant: dict[str, Json]
     parity: tuple[Certificate, ...]
 
-    @model_validator(mode="after")
-    def _names_differ(self) -> Contract:
-        for field, names in (
-            ("inputs", [port.name for port in self.inputs]),
-            ("outputs", [port.name for port in self.outputs]),
-            ("states", [state.name for state in self.states]),
-        ):
-            twice = sorted({name for name in names if names.count(name) > 1})
-            if twice:
-                raise ValueError(f"{field}: {twice[0]} is there twice")
-        if self.chunk.size < 1 or self.chunk.frames_per_unit < 1:
-            raise ValueError("chunk: size and frames_per_unit must be at least 1")
-        return self
-
     @property
     def batch(self) -> int:
         """Streams that one step advances."""
@@ -195,7 +182,7 @@ def decode(text: str) -> Contract:
         ContractError: not JSON, of a newer version, malformed or altered; the field is named.
     """
     try:
-        fields = json.loads(text)
+        fields = json.loads(text, parse_constant=no_number, object_pairs_hook=once_each)
     except (ValueError, RecursionError) as error:
         raise ContractError(f"the contract is not JSON ({error}); export the model again") from error
     if not isinstance(fields, dict):
@@ -215,15 +202,28 @@ def decode(text: str) -> Contract:
     except ValidationError as error:
         raise ContractError(described(error)) from error
     check_digests(fields, stored)
+    consistency.check(contract)
     return contract
+
+
+def no_number(name: str) -> None:
+    """Refuse NaN and infinities, which Python's reader takes and JSON has not."""
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; refuses a key that is there twice, of which readers take one or the other."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return found
 
 
 def described(error: ValidationError) -> str:
     """The first problem that pydantic found, as a message that names the field."""
     first = error.errors()[0]
-    where = (
-        ".".join(str(part) for part in first["loc"]) or str(first["msg"]).removeprefix("Value error, ").split(":")[0]
-    )
+    where = ".".join(str(part) for part in first["loc"])
     return f"contract field {where}: {first['msg']} (got {str(first.get('input'))[:80]}); export the model again"
 
 

@@ -58,10 +58,10 @@ def macs_per_step(model: ModelFile) -> int:
 
 def macs(node: Node, shapes: dict[str, tuple[int, ...]]) -> int:
     """Output elements times the length of the sums that make them."""
-    if node.op_type not in PRODUCTS | CONVOLUTIONS:
+    place = 3 if node.op_type.startswith("QLinear") else 1  # left, its scale and zero point, then right
+    if node.op_type not in PRODUCTS | CONVOLUTIONS or len(node.inputs) <= place or not node.outputs:
         return 0
-    quantized = node.op_type.startswith("QLinear")  # left, its scale and zero point, then right
-    left, right = (shapes.get(name, ()) for name in (node.inputs[0], node.inputs[3 if quantized else 1]))
+    left, right = (shapes.get(name, ()) for name in (node.inputs[0], node.inputs[place]))
     output = shapes.get(node.outputs[0], ())
     if not left or not right or min(left + right + output) < 0:
         return 0

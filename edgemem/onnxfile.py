@@ -202,9 +202,9 @@ def attribute(entry: Any) -> tuple[str, Any]:
     if 3 in fields:
         return name, signed(integer(fields[3][-1]))
     if 2 in fields:
-        return name, float(np.frombuffer(fields[2][-1], "<f4")[0])
+        return name, float(np.frombuffer(raw(fields[2][-1], 4), "<f4")[0])
     if 4 in fields:
-        return name, bytes(fields[4][-1]).decode("utf-8", "replace")
+        return name, bytes(raw(fields[4][-1])).decode("utf-8", "replace")
     return name, None
 
 
@@ -222,7 +222,7 @@ def initializer(path: Path, entry: Any) -> Initializer:
     if integer(fields.get(14, [0])[-1]) == EXTERNAL:
         data = external(path, name, dict(string_pair(pair) for pair in fields.get(13, [])), wanted)
     elif 9 in fields:
-        data = memoryview(fields[9][-1])
+        data = raw(fields[9][-1])
     else:
         data = memoryview(typed_data(fields, dtype).tobytes())
     if len(data) != wanted:
@@ -233,9 +233,9 @@ def initializer(path: Path, entry: Any) -> Initializer:
 def typed_data(fields: Wire, dtype: str) -> Array:
     """Values that are stored in a typed field instead of raw bytes."""
     if dtype == "float32":
-        return np.frombuffer(b"".join(bytes(part) for part in fields.get(4, [])), "<f4")
+        return np.frombuffer(b"".join(raw(part) for part in fields.get(4, [])), "<f4")
     if dtype == "float64":
-        return np.frombuffer(b"".join(bytes(part) for part in fields.get(10, [])), "<f8")
+        return np.frombuffer(b"".join(raw(part) for part in fields.get(10, [])), "<f8")
     number = {"int64": 7, "uint64": 11, "uint32": 11}.get(dtype, 5)
     values = [signed(n) for n in integers(fields.get(number, []))]
     if dtype in ("float16", "bfloat16"):
@@ -345,10 +345,15 @@ def integer(content: Any) -> int:
     return content
 
 
+def raw(content: Any, size: int | None = None) -> memoryview:
+    """Bytes, `size` of them where it is given."""
+    if not isinstance(content, bytes | memoryview) or (size is not None and len(content) != size):
+        raise Malformed("a number stands where bytes were wanted, or bytes of another size")
+    return memoryview(content)
+
+
 def text(content: Any) -> str:
-    if isinstance(content, int):
-        raise Malformed("a number stands where text was wanted")
-    return bytes(content).decode("utf-8")
+    return bytes(raw(content)).decode("utf-8")
 
 
 def last(fields: Wire, number: int) -> Any:

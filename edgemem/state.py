@@ -10,6 +10,9 @@ from typing import Literal
 
 StateRole = Literal["recurrent", "cache", "tail", "counter"]
 PortRole = Literal["features", "tokens", "samples", "valid", "logits", "values"]
+DType = Literal[
+    "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"
+]
 
 
 @dataclass(frozen=True)

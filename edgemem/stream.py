@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgemem import snapshot as snapshots
-from edgemem.errors import InputError, SnapshotError, StreamError, UsageError
+from edgemem.errors import ContractError, InputError, SnapshotError, StreamError, UsageError
 from edgemem.inputs import Array, Inputs, Values
 from edgemem.snapshot import Position
 
@@ -66,12 +66,19 @@ class Stream:
         self._position, self._pending = Position(), self._inputs.no_frames()
 
     def _new_frontend(self) -> FrontEndStream | None:
+        """What makes the input of audio, where the contract says how; of one stream, not of a batch."""
         facts = self._inputs.ports[0].frontend
-        if facts is None:
+        if facts is None or self.contract.batch > 1:
             return None
         from edgemem.audio import FrontEnd
 
-        return FrontEnd.from_dict(facts).stream()
+        frontend, port = FrontEnd.from_dict(facts), self._inputs.ports[0]
+        if (frontend.width,) != port.shape[2:]:
+            raise ContractError(
+                f"contract field inputs.{port.name}.frontend: it makes rows of {frontend.width}, "
+                f"the input takes {list(port.shape[2:])}; export the model again"
+            )
+        return frontend.stream()
 
     @property
     def has_frontend(self) -> bool:
@@ -86,7 +93,7 @@ class Stream:
     @property
     def _audio(self) -> FrontEndStream:
         if self._frontend is None:
-            raise InputError(f"{self.contract.model.name} has no audio front end; push its features instead")
+            raise InputError(f"{self.contract.model.name} has no audio front end here; push its features instead")
         return self._frontend
 
     @property
@@ -142,6 +149,11 @@ class Stream:
             raise StreamError("frames cannot follow a short chunk of a model with look-ahead; call reset() first")
         if self._inputs.valid is not None:
             inputs[self._inputs.valid.name] = counts
+        elif real < self._frames:
+            raise StreamError(
+                f"{self.contract.model.name} takes whole chunks of {self._frames} frames only, {real} are left; "
+                "push the missing ones, or export with a chunk of 1"
+            )
         outputs = self.program.step(inputs, self._state)
         self._position = Position(taken + real, rows + self._frames)
         return outputs

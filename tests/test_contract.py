@@ -5,17 +5,22 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
 from edgemem import contract as contracts
+from edgemem import onnxfile
+from edgemem.contract import Contract
 from edgemem.digests import digest
 from edgemem.errors import ContractError
 from edgemem.modelfile import open_model
+from edgemem.program import Array, Program, StateBlock
+from tests.toy import ToyState
 
 Path_ = tuple[str | int, ...]
 
@@ -65,6 +70,19 @@ def refusal(fields: dict[str, Any]) -> str:
     with pytest.raises(ContractError) as caught:
         contracts.decode(json.dumps(fields))
     return str(caught.value)
+
+
+class Zeros(Program):
+    """Gives zeros of the shapes in its contract, and remembers nothing."""
+
+    def __init__(self, contract: Contract) -> None:
+        self.contract = contract
+
+    def new_state(self) -> ToyState:
+        return ToyState(self.contract)
+
+    def step(self, inputs: Mapping[str, Array], state: StateBlock) -> dict[str, Array]:
+        return {port.name: np.zeros(port.shape, port.dtype) for port in self.contract.outputs}
 
 
 def test_a_contract_survives_a_round_trip(models: Path) -> None:
@@ -127,6 +145,43 @@ def test_a_field_with_a_fresh_digest_must_still_fit_the_graph(
         onnx.save(model, tmp_path / "m.onnx")
         with pytest.raises(ContractError, match=str(path[0])):
             open_model(tmp_path / "m.onnx")
+
+
+ANYTHING = (None, True, 0, -1, 3, 1 << 70, 1.5, 1e308, "", "x", "int64", [], [1], [[]], {}, {"a": 1})
+
+
+def test_whatever_a_contract_with_fresh_digests_says_is_refused_or_streams(models: Path) -> None:
+    """Whoever can write a contract can write its digests: no value may crash what reads it."""
+    onnxed = onnxfile.read(models / "lmu4.onnx")
+    fields = json.loads(onnxed.metadata[contracts.KEY])
+    read = refused = 0
+    for path, _ in leaves(fields):
+        for value in ANYTHING if path[0] != "sha256" else ():
+            other = replaced(fields, path, value)
+            other["sha256"][path[0]] = digest(other[str(path[0])])
+            try:
+                contract = contracts.decode(json.dumps(other))
+                contracts.check_graph(contract, onnxed.inputs, onnxed.outputs, onnxed.initializers)
+                stream = Zeros(contract).stream()
+                stream.push(np.ones((6, 3), np.float32))
+                assert len(stream.flush()) <= 6
+                stream.fork()
+                read += 1
+            except ContractError:
+                refused += 1
+    assert read > 100 and refused > 500
+
+
+def test_json_that_readers_take_in_two_ways_is_refused(fields: dict[str, Any]) -> None:
+    text = json.dumps(fields)
+    assert "'version' is there twice" in str(refused_text(text[:-1] + ', "version": 1}'))
+    assert "NaN" in str(refused_text(text.replace('"chunk": {', '"chunk": {"more": NaN, ', 1)))
+
+
+def refused_text(text: str) -> ContractError:
+    with pytest.raises(ContractError) as caught:
+        contracts.decode(text)
+    return caught.value
 
 
 def test_a_graph_that_changed_is_refused(models: Path, tmp_path: Path) -> None:

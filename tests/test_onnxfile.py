@@ -101,6 +101,19 @@ def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
         onnxfile.read(tmp_path / "m.onnx")
 
 
+@pytest.mark.parametrize(
+    "attribute",
+    [b"\x0a\x01a\x10\x05", b"\x0a\x01a\x12\x01x", b"\x0a\x01a\x20\x85\x80\x80\x80\x10", b"\x0a\x01a\x42\x01\xff"],
+    ids=["float as a number", "float of one byte", "string as a number", "half a number in a list"],
+)
+def test_attributes_of_another_kind_are_refused(attribute: bytes, tmp_path: Path) -> None:
+    node = b"\x22\x04Relu" + b"\x2a" + bytes([len(attribute)]) + attribute
+    graph = b"\x0a" + bytes([len(node)]) + node
+    (tmp_path / "m.onnx").write_bytes(b"\x08\x08\x3a" + bytes([len(graph)]) + graph)
+    with pytest.raises(ModelFileError, match="not a whole ONNX file"):
+        onnxfile.read(tmp_path / "m.onnx")
+
+
 def test_folders_and_missing_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="is a folder"):
         onnxfile.read(tmp_path)
