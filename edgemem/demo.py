@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgemem.errors import CheckFailed
+from edgemem.files import atomic_path
 
 if TYPE_CHECKING:
     from edgemem.program import Program
@@ -34,11 +35,29 @@ SILENT = ("silence", "unknown")
 
 @dataclass(frozen=True)
 class Listening:
-    """What one pass over the audio gave: probabilities [rows, labels], their times, and the wall time."""
+    """What one pass over a sound [samples] gave: probabilities [rows, labels] with their times, and detections."""
 
+    sound: Array
+    words: list[dict[str, Any]]  # spoken: word, start, end
+    sample_rate: int
     probabilities: Array
     t_end: Array
+    detections: list[Detection]
     wall_seconds: float
+    state_bytes: int
+
+    @property
+    def real_time_factor(self) -> float:
+        """Wall time over the duration of the sound."""
+        return self.wall_seconds / (len(self.sound) / self.sample_rate)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "spoken": self.words,
+            "detections": [asdict(detection) for detection in self.detections],
+            "real_time_factor": self.real_time_factor,
+            "state_bytes": self.state_bytes,
+        }
 
 
 def sentence() -> tuple[Array, list[dict[str, Any]]]:
@@ -52,7 +71,9 @@ def sentence() -> tuple[Array, list[dict[str, Any]]]:
     return sound, words
 
 
-def listen(program: Program, sound: Array, heard: Callable[[Detection], None]) -> Listening:
+def listen(
+    program: Program, sound: Array, words: list[dict[str, Any]], heard: Callable[[Detection], None]
+) -> Listening:
     """Stream the sound block by block; `heard` is called for each detection as it happens."""
     from edgemem.runner import softmax
     from edgemem.tasks.kws import Detector
@@ -60,13 +81,23 @@ def listen(program: Program, sound: Array, heard: Callable[[Detection], None]) -
     stream = program.stream()
     detector = Detector(program.contract.outputs[0].labels or ())
     begin = time.perf_counter()
-    groups = []
+    probabilities, ends, detections = [], [], []
     for rows in stream_blocks(stream, sound):
-        groups.append((softmax(rows.values), rows.t_end))
-        for detection in detector.push(groups[-1][0], rows.t_end):
+        probabilities.append(softmax(rows.values))
+        ends.append(rows.t_end)
+        for detection in detector.push(probabilities[-1], rows.t_end):
+            detections.append(detection)
             heard(detection)
-    wall = time.perf_counter() - begin
-    return Listening(np.concatenate([p for p, _ in groups]), np.concatenate([t for _, t in groups]), wall)
+    return Listening(
+        sound=sound,
+        words=words,
+        sample_rate=stream.sample_rate,
+        probabilities=np.concatenate(probabilities),
+        t_end=np.concatenate(ends),
+        detections=detections,
+        wall_seconds=time.perf_counter() - begin,
+        state_bytes=sum(array.nbytes for array in stream.state.values()),
+    )
 
 
 def stream_blocks(stream: Any, sound: Array) -> Iterator[Any]:
@@ -97,23 +128,22 @@ def check_snapshot(program: Program, sound: Array, path: Path) -> int:
     return path.stat().st_size
 
 
-def picture(
-    sound: Array, rate: int, found: Listening, labels: tuple[str, ...], words: list[dict[str, Any]], path: Path
-) -> None:
+def picture(heard: Listening, labels: tuple[str, ...], path: Path) -> None:
     """Waveform with the spoken words, and the posterior of every keyword, as a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 5), layout="constrained")
     wave, curves = figure.subplots(2, 1, sharex=True)
-    wave.plot(np.arange(len(sound)) / rate, sound, linewidth=0.4, color="0.4")
-    for word in words:
+    wave.plot(np.arange(len(heard.sound)) / heard.sample_rate, heard.sound, linewidth=0.4, color="0.4")
+    for word in heard.words:
         wave.axvspan(word["start"], word["end"], color="tab:blue", alpha=0.12)
         wave.text(word["start"], 0.95, word["word"], transform=wave.get_xaxis_transform(), va="top", fontsize=8)
     wave.set_ylabel("waveform")
     for index, label in enumerate(labels):
-        if label not in SILENT and found.probabilities[:, index].max() > 0.3:
-            curves.plot(found.t_end, found.probabilities[:, index], label=label)
+        if label not in SILENT and heard.probabilities[:, index].max() > 0.3:
+            curves.plot(heard.t_end, heard.probabilities[:, index], label=label)
     curves.set(xlabel="seconds", ylabel="posterior", ylim=(0, 1.02))
     if curves.lines:
         curves.legend(loc="upper right", ncols=5, fontsize=8)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})

@@ -120,8 +120,8 @@ def tokens(stream: Stream, text: bytes) -> Array:
     if port.encoding == "bytes":
         return np.frombuffer(text, np.uint8)
     try:
-        return np.array(text.split(), dtype=np.int64)
-    except ValueError as error:
+        return np.array([int(word) for word in text.split()], dtype=np.int64)
+    except (ValueError, OverflowError) as error:
         raise InputError(
             f"{stream.contract.model.name} has no text encoding, so its tokens are read as whole numbers "
             f"separated by spaces; {text[:20]!r} came"
@@ -245,5 +245,5 @@ def generated(stream: Stream, prompt: Array, count: int, pick: Any) -> Iterator[
         waiting = stream.peek()
         logits = (waiting if len(waiting) else rows).values[-1]
         token = int(pick(logits))
+        rows = stream.push(np.array([token]))  # before it is given: whoever stops here has a stream that has seen it
         yield token
-        rows = stream.push(np.array([token]))

@@ -9,6 +9,7 @@ from a parameter is, except that a matrix which is only ever read transposed is 
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ import torch
 from onnx_ir.passes import common
 from onnxscript import optimizer, rewriter
 from torch import Tensor, nn
+from torch._decomp import decomposition_table
 
 from edgemem import module as streaming
 from edgemem.errors import ExportError
@@ -110,7 +112,7 @@ def step_graph(program: torch.export.ExportedProgram, signature: Signature, para
                 verbose=False,
             )
     except Exception as error:  # torch's exporter wraps whatever went wrong in private classes
-        raise ExportError(f"torch.onnx cannot translate the module: {first_cause(error)}") from error
+        raise ExportError(untranslated(error, program)) from error
     assert exported is not None
     model = exported.model
     kept = {PREFIX + name for name in parameters}
@@ -129,6 +131,32 @@ def step_graph(program: torch.export.ExportedProgram, signature: Signature, para
     model.graph.name, model.producer_name, model.producer_version = "step", "edgemem", ""
     check_operators(model)
     return model
+
+
+def untranslated(error: Exception, program: torch.export.ExportedProgram) -> str:
+    """What torch.onnx stopped at, by operator and module path where its message tells."""
+    found = re.search(r"translating node %(\w+) .*?target=torch\.ops\.([\w.]+)", str(error))
+    if found is None:
+        return f"torch.onnx cannot translate the module: {first_cause(error)}"
+    nodes = [
+        node  # the translator decomposes some operators further than the default does, others not
+        for table in (None, dict(decomposition_table))
+        for node in program.run_decompositions(table).graph.nodes
+        if node.name == found[1]
+    ]
+    where = module_path(nodes[0]) if nodes else "the module"
+    return (
+        f"{where}: operator {found[2]} has no form in standard ONNX; write the step with basic tensor operators, "
+        "and keep this one in `forward`"
+    )
+
+
+def module_path(node: torch.fx.Node) -> str:
+    """Dotted name of the innermost module that called an operator."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [str(path) for path, _ in stack.values()]
+    name = paths[-1].removeprefix("L['self'].").removeprefix(PREFIX) if paths else ""
+    return name if name and name != "module" else "the module itself"
 
 
 def simplify(model: ir.Model, kept: set[str]) -> None:

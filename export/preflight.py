@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edgemem import module as streaming
 from edgemem.errors import ExportError
-from edgemem.export.graph import PREFIX, Flat, Signature, first_cause, quiet
+from edgemem.export.graph import Flat, Signature, first_cause, module_path, quiet
 from edgemem.module import Frames, State, each, extent
 from edgemem.state import StateTensor
 
@@ -26,6 +26,7 @@ REMEDIES = {
     "multinomial": "return the logits and sample outside the model",
     "nonzero": "use torch.where with a mask of fixed shape",
     "masked_select": "use torch.where with a mask of fixed shape",
+    "native_dropout": "take dropout out of the step",
     "unique": "use a mask of fixed shape",
     "while_loop": "unroll the loop over a fixed number of turns",
     "scan": "unroll the loop over a fixed number of turns",
@@ -191,16 +192,18 @@ def traced(flat: Flat, arguments: tuple[Tensor, ...]) -> torch.export.ExportedPr
 def check_operator(node: torch.fx.Node) -> None:
     """Refuse one operator of an exported program by name and module path."""
     operator = str(getattr(node.target, "__name__", node.target)).partition(".")[0]
+    remedy = next((text for prefix, text in REMEDIES.items() if operator.startswith(prefix)), None)
     value = node.meta.get("val")
-    is_complex = isinstance(value, Tensor) and value.is_complex()
-    for prefix, remedy in REMEDIES.items():
-        if operator.startswith(prefix) or (is_complex and prefix == "complex"):
-            raise ExportError(f"{module_path(node)}: operator {node.target} cannot be in a step graph; {remedy}")
+    if remedy is None and isinstance(value, Tensor) and value.is_complex():
+        remedy = REMEDIES["complex"]
+    elif operator == "index" and any(is_mask(index) for index in node.args[1] or ()):
+        remedy = REMEDIES["nonzero"]
+    elif operator == "dropout" and node.args[2] is True:
+        remedy = "leave dropout to nn.Dropout, which is off in evaluation mode"
+    if remedy is not None:
+        raise ExportError(f"{module_path(node)}: operator {node.target} cannot be in a step graph; {remedy}")
 
 
-def module_path(node: torch.fx.Node) -> str:
-    """Dotted name of the innermost module that called an operator."""
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [str(path) for path, _ in stack.values()]
-    name = paths[-1].removeprefix("L['self'].").removeprefix(PREFIX) if paths else ""
-    return name if name and name != "module" else "the module itself"
+def is_mask(index: Any) -> bool:
+    """Whether an index picks by true and false: how many it picks depends on the data."""
+    return isinstance(index, torch.fx.Node) and index.meta["val"].dtype == torch.bool

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgemem.cells.legendre import cleared, taken
+from edgemem.cells.padding import cleared, taken
 from edgemem.errors import ConfigError
 from edgemem.module import State, StreamingModule
 from edgemem.state import StateTensor

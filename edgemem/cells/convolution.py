@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgemem.cells.legendre import cleared, taken
+from edgemem.cells.padding import cleared, taken
 from edgemem.errors import ConfigError
 from edgemem.module import State, StreamingModule
 from edgemem.state import StateTensor

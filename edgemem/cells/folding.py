@@ -35,6 +35,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from edgemem.cells.padding import real_frames
 from edgemem.errors import InputError
 from edgemem.module import State, StreamingModule, part, prefixed
 from edgemem.state import StateTensor
@@ -202,7 +203,7 @@ class FoldingEncoder(StreamingModule):
             raise InputError(
                 f"segments of {self.segment_length} frames were wanted, {time} frames came; pad them and pass `valid`"
             )
-        now = real_frames(x, valid)
+        now = real_frames(x, torch.full((batch,), time, device=x.device) if valid is None else valid)
         x = torch.where(now[:, :, None], x, 0.0)  # padding may be NaN
         rows = torch.cat([state["tail"], x], dim=1) if self.look_ahead else x
         real = torch.cat([state["real"], now.to(x.dtype)], dim=1)
@@ -224,9 +225,3 @@ class FoldingEncoder(StreamingModule):
         state = {name: tensor.to(x.device) for name, tensor in self.start(batch).items()}
         y, _ = self.chunk(padded, state, torch.full((batch,), time, device=x.device))
         return y[:, self.look_ahead : self.look_ahead + time]
-
-
-def real_frames(x: Tensor, valid: Tensor | None) -> Tensor:
-    """[batch, time] true where a frame of x [batch, time, ...] is real."""
-    place = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], x.shape[1])
-    return place >= 0 if valid is None else place < valid[:, None]

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgemem.cells.padding import cleared, taken
 from edgemem.errors import ConfigError
 from edgemem.module import Composite, Run, State, StreamingModule
 from edgemem.state import StateTensor
@@ -82,29 +83,6 @@ def shifts(response: Tensor) -> Tensor:
     padded = torch.cat([response.new_zeros(time - 1, order), response])
     windows = padded.unfold(0, time, 1)  # [time, order, time], the first one ending in response_0
     return windows.flip(0).transpose(1, 2).reshape(time, time * order)
-
-
-def cleared(x: Tensor, valid: Tensor | None) -> Tensor:
-    """x [batch, time, features] with zeros from frame `valid` on: padding may be NaN."""
-    if valid is None:
-        return x
-    real = torch.arange(x.shape[1], device=x.device)[None, :] < valid[:, None]
-    return torch.where(real[:, :, None], x, torch.zeros_like(x))
-
-
-def taken(rows: Tensor, first: Tensor | None, count: int) -> Tensor:
-    """`count` rows of rows [batch, time, ...] from row `first` [batch] on; the last ones where `first` is None.
-
-    Rows are picked by a mask and a sum with zeros, which is exact and leaves NaN in the other rows behind.
-    """
-    time = rows.shape[1]
-    if first is None:
-        return rows[:, time - count :]
-    place = torch.arange(time, device=rows.device)[None, :, None]
-    wanted = first[:, None, None] + torch.arange(count, device=rows.device)[None, None, :]
-    mask = (place == wanted).reshape(rows.shape[0], time, count, *[1] * (rows.dim() - 2))
-    spread = rows[:, :, None]
-    return torch.where(mask, spread, torch.zeros_like(spread)).sum(dim=1)
 
 
 class LegendreMemory(StreamingModule):

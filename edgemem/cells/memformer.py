@@ -31,6 +31,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from edgemem.cells.padding import cleared, real_frames
 from edgemem.module import State, StreamingModule, kept
 from edgemem.state import StateTensor
 
@@ -45,18 +46,6 @@ def split(x: Tensor, heads: int) -> Tensor:
 def merged(x: Tensor) -> Tensor:
     """The inverse of `split`."""
     return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], x.shape[1] * x.shape[3])
-
-
-def real_frames(x: Tensor, valid: Tensor | None) -> Tensor | None:
-    """[batch, length] true where a frame of x [batch, length, ...] is real; None where all are."""
-    if valid is None:
-        return None
-    return torch.arange(x.shape[1], device=x.device)[None, :] < valid[:, None]
-
-
-def cleared(x: Tensor, real: Tensor | None) -> Tensor:
-    """x [batch, length, features] with zeros where a frame is not real: padding may be NaN."""
-    return x if real is None else torch.where(real[:, :, None], x, torch.zeros_like(x))
 
 
 def causal_mask(x: Tensor) -> Tensor:
@@ -223,8 +212,8 @@ class MemoryEncoder(StreamingModule):
 
     def step(self, x: Tensor, state: State, valid: Tensor | None = None) -> tuple[Tensor, State]:
         """One segment x [batch, length <= segment, width], of which the first `valid` [batch] frames are real."""
-        memory, real = state["memory"], real_frames(x, valid)
-        x = cleared(x, real)
+        memory, real = state["memory"], None if valid is None else real_frames(x, valid)
+        x = cleared(x, valid)
         mask = both(causal_mask(x) if self.looks_back else None, None if real is None else real[:, None, None, :])
         x = x + self.positions[: x.shape[1]]
         for layer in self.layers:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from edgemem.cells.legendre import cleared, taken
+from edgemem.cells.padding import cleared, taken
 from edgemem.cells.wkv import EMPTY, WeightedAverage
 from edgemem.module import State, StreamingModule
 from edgemem.state import StateTensor

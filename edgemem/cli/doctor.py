@@ -16,10 +16,13 @@ PACKAGES = (
     ("stream", "onnxruntime", "pip install edgemem"),
     ("stream", "safetensors", "pip install edgemem"),
     ("stream", "pydantic", "pip install edgemem"),
+    ("stream", "click", "pip install edgemem"),
+    ("stream", "rich", "pip install edgemem"),
     ("export", "torch", "pip install 'edgemem[export]'"),
     ("export", "onnx", "pip install 'edgemem[export]'"),
     ("export", "onnxscript", "pip install 'edgemem[export]'"),
     ("compile", "apache-tvm", "pip install 'edgemem[tvm]'"),
+    ("export", "onnx-ir", "pip install 'edgemem[export]'"),
     ("audio", "soundfile", "pip install 'edgemem[audio]'"),
     ("audio", "soxr", "pip install 'edgemem[audio]'"),
     ("microphone", "sounddevice", "pip install 'edgemem[mic]'"),
@@ -36,6 +39,19 @@ TOOLS = (
     ("Linux boards", "qemu-riscv64"),
     ("RISC-V boards", "riscv64-unknown-elf-gcc"),
 )
+
+
+def command_for(missing: ModuleNotFoundError) -> str:
+    """The command that installs what could not be imported.
+
+    Raises:
+        ModuleNotFoundError: it is not a package that edgemem knows how to install.
+    """
+    package = str(missing.name).partition(".")[0].replace("_", "-")
+    for _, name, command in PACKAGES:
+        if name.removeprefix("apache-") == package:
+            return command
+    raise missing
 
 
 def found() -> list[dict[str, str | None]]:

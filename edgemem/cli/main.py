@@ -81,6 +81,10 @@ def main() -> NoReturn:
         sys.exit(error.exit_code)
     except EdgememError as error:
         stop(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        from edgemem.cli.doctor import command_for
+
+        stop(f"{error.name} is not installed; install it with: {command_for(error)}", EdgememError.exit_code)
     except BrokenPipeError:  # the reader of our output went away: not an error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

@@ -1,4 +1,4 @@
-"""The models that edgemem builds by name: each a file of this folder with a `MODEL`.
+"""The models that edgemem builds by name: each file of this folder lists its `MODELS`.
 
 A model joins by one line in `FILES`. Its configuration is a frozen dataclass of numbers, booleans and strings
 whose `__post_init__` refuses what cannot work; `build` makes the module with random weights.

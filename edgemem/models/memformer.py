@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from edgemem.cells.memformer import DecoderLayer, MemoryEncoder, cleared, real_frames
+from edgemem.cells.memformer import DecoderLayer, MemoryEncoder
+from edgemem.cells.padding import cleared, real_frames
 from edgemem.errors import ConfigError
 from edgemem.models import ModelSpec, at_least, divides
 from edgemem.module import Frames, State, StreamingModule, each, extent, part, prefixed
@@ -155,7 +156,7 @@ class Memformer(SegmentModel):
     def step(self, x: Tensor, state: State, valid: Tensor | None = None) -> tuple[Tensor, State]:
         """One segment; rows after the first `valid` [batch] are padding, their outputs mean nothing."""
         if x.is_floating_point():  # a NaN in the padding would reach the gradient of the embedding
-            x = cleared(x, real_frames(x, valid))
+            x = cleared(x, valid)
         y, memory = self.encoder.step(self.embed(x), part(state, "encoder"), valid)
         return self.head(y), prefixed("encoder", memory)
 
@@ -186,8 +187,7 @@ class MemformerSeq2Seq(SegmentModel):
     ) -> tuple[Tensor, State]:
         """One segment of both; rows after the first `valid` [batch] are padding, their outputs mean nothing."""
         encoded, memory = self.encoder.step(self.embed(x["source"]), part(state, "encoder"), valid)
-        real = real_frames(encoded, valid)
-        mask = None if real is None else real[:, None, None, :]
+        mask = None if valid is None else real_frames(encoded, valid)[:, None, None, :]
         y = self.target_embed(x["target"]) + self.target_positions[: encoded.shape[1]]
         for layer in self.decoder:
             y = layer(y, encoded, mask)
