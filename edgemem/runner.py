@@ -80,7 +80,8 @@ def frames(stream: Stream, source: str, stdin: BinaryIO) -> Iterator[Array]:
             "give a .npy array [time, *features]"
         )
     if whole.ndim == 0 or len(whole) == 0:
-        raise InputError(f"{source} is empty; at least one frame was wanted")
+        name = "standard input" if source == "-" else source
+        raise InputError(f"{name}: at least one frame was wanted, shape {list(whole.shape)} came")
     for at in range(0, len(whole), BLOCK_FRAMES):
         yield whole[at : at + BLOCK_FRAMES]
 

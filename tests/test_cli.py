@@ -167,6 +167,7 @@ def test_a_truncated_or_bare_or_newer_model_is_refused(models: Path, tmp_path: P
         (("export", "rwkv4", "--set", "layers=0", "-o", "x.onnx"), "layers must be at least 1, got 0"),
         (("export", "rwkv4", "--set", "layers", "-o", "x.onnx"), "--set needs KEY=VALUE, got 'layers'"),
         (("export", "rwkv4", "--checkpoint", "none.pth", "-o", "x.onnx"), "none.pth does not exist"),
+        (("export", "rwkv4", "--set", "width=1000000000", "-o", "x.onnx"), "rwkv4 cannot be made with"),
         (("exprt",), "did you mean 'export'?"),
     ],
 )
@@ -174,6 +175,31 @@ def test_a_wrong_word_is_named_with_the_nearest(arguments: tuple[str, ...], mess
     _, err = run(*arguments, code=2, cwd=tmp_path)
     assert message in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_leaves_early_is_no_error(models: Path) -> None:
+    process = subprocess.Popen(
+        [*EDGEMEM, "run", str(models / "lm.onnx"), "--text", "a" * 5000, "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    assert json.loads(process.stdout.readline())["token"] == ord("a")
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=120) == 0
+
+
+def test_what_is_not_installed_is_named_with_its_command(tmp_path: Path) -> None:
+    hidden = "import sys; sys.modules['torch'] = None; from edgemem.cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", hidden, "models"], capture_output=True, env=ENVIRONMENT)
+    assert done.returncode == 2
+    assert b"torch is not installed; install it with: pip install 'edgemem[export]'" in done.stderr
+
+
+def test_text_needs_a_model_of_tokens(models: Path) -> None:
+    assert "takes features, not text" in run("run", models / "k.onnx", "--text", "yes", code=2)[1]
 
 
 def test_bad_sound_is_named(models: Path, tmp_path: Path) -> None:

@@ -55,4 +55,5 @@ def command(
         f"equal to {proof.reference} over {proof.steps} steps: "
         f"largest error {proof.max_abs_error:.1e} of {proof.tolerance:.1e} allowed",
         highlight=False,
+        soft_wrap=True,
     )

@@ -47,6 +47,13 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # the reader of our output went away: not an error of ours, as click has it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -85,9 +92,6 @@ def main() -> NoReturn:
         from edgemem.cli.doctor import command_for
 
         stop(f"{error.name} is not installed; install it with: {command_for(error)}", EdgememError.exit_code)
-    except BrokenPipeError:  # the reader of our output went away: not an error of ours
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except MemoryError:
         stop("out of memory; use a smaller model or chunk", EdgememError.exit_code)
     except OSError as error:

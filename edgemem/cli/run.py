@@ -49,6 +49,9 @@ def command(
 ) -> None:
     """Stream audio, arrays or text through FILE (or a compiled folder) and print what comes out, as it comes.
 
+    Sound of any rate and number of channels is brought to what the model takes; raw PCM on stdin is 16-bit mono at the
+    model's rate.
+
     \b
     edgemem run k.onnx --input speech.wav
     arecord -f S16_LE -r 16000 -t raw | edgemem run k.onnx --input - --json
@@ -64,6 +67,9 @@ def command(
         raise UsageError(f"--board runs programs of the aot runtime, --runtime {runtime} came; leave one of them out")
     chosen = {"runtime": runtime} if board is None else {"runtime": "aot", "board": board}
     stream = load(file, threads=threads, **chosen).stream()
+    model, takes = stream.contract.model.name, stream.contract.inputs[0].role
+    if text is not None and takes != "tokens":
+        raise UsageError(f"{model} takes {takes}, not text; give it audio or an array by --input")
     if state is not None and state.exists():
         stream.restore(state)
     if generate is not None and text is not None:

@@ -167,7 +167,7 @@ def build_model(
     config = configured(model, settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed or 0)
-        module = model.build(config)
+        module = built(model, config)
     if tensors is not None:
         load_tensors(module, tensors, str(checkpoint))
     facts: dict[str, object] = {
@@ -177,6 +177,20 @@ def build_model(
         "source": source,
     }
     return module.eval(), facts
+
+
+def built(model: ModelSpec, config: object) -> StreamingModule:
+    """A module of a configuration, with random weights.
+
+    Raises:
+        ConfigError: its tensors are larger than the memory, or than any number of elements.
+    """
+    try:
+        return model.build(config)
+    except (RuntimeError, TypeError, OverflowError, MemoryError) as error:
+        raise ConfigError(
+            f"{model.name} cannot be made with {config}: {str(error).splitlines()[0]}; lower its settings"
+        ) from error
 
 
 def load_tensors(module: StreamingModule, tensors: Mapping[str, Tensor], origin: str) -> None:
