@@ -114,6 +114,17 @@ def test_a_planted_weight_fails_by_name(models: Path, tmp_path: Path) -> None:
     assert failing(report) == {"weights": f"{name} differs from its digest"}
 
 
+def test_a_program_with_another_weight_fails_by_name(models: Path, tmp_path: Path) -> None:
+    """The file is right; what runs it read one number of it wrong."""
+    model = modelfile.open_model(models / "lmu.onnx")
+    data = bytearray((models / "lmu.onnx").read_bytes())
+    place = data.find(bytes(model.onnx.initializers["head.bias"].data))
+    data[place : place + 4] = np.float32(0.5).tobytes()
+    (tmp_path / "w.onnx").write_bytes(data)
+    report = verify(models / "lmu.onnx", STEPS, runtimes=(), programs={"faulty": edgemem.load(tmp_path / "w.onnx")})
+    assert failing(report) == {"faulty": "y at step 0"}
+
+
 def test_a_parent_file_can_be_the_reference(models: Path) -> None:
     report = verify(models / "lmu.onnx", STEPS, reference=models / "lmu.onnx")
     assert report.ok and [stage.reference for stage in report.stages] == ["ort", "fresh stream"]
