@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from edgemem.errors import ContractError
+from edgemem.state import DTYPES
 
 if TYPE_CHECKING:
     from edgemem.contract import Contract, InputFacts
@@ -21,7 +22,7 @@ def check(contract: Contract) -> None:
     Raises:
         ContractError: naming the first such field.
     """
-    for find in (names, sizes, shapes, inputs, ranges):
+    for find in (names, dtypes, sizes, shapes, inputs, ranges):
         for field, problem in find(contract):
             raise ContractError(f"contract field {field}: {problem}; export the model again")
 
@@ -32,6 +33,17 @@ def names(contract: Contract) -> Iterator[tuple[str, str]]:
         found = [tensor.name for tensor in getattr(contract, field)]
         for name in sorted({name for name in found if found.count(name) > 1}):
             yield field, f"{name} is there twice"
+
+
+def dtypes(contract: Contract) -> Iterator[tuple[str, str]]:
+    """Every tensor has a type that NumPy knows."""
+    for field in ("inputs", "outputs", "states"):
+        for tensor in getattr(contract, field):
+            if tensor.dtype not in DTYPES:
+                yield (
+                    f"{field}.{tensor.name}.dtype",
+                    f"one of {', '.join(sorted(DTYPES))} was wanted, it is {tensor.dtype}",
+                )
 
 
 def sizes(contract: Contract) -> Iterator[tuple[str, str]]:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from edgemem import consistency
 from edgemem.digests import canonical, digest
 from edgemem.errors import ContractError
-from edgemem.state import DType, PortRole, StateRole
+from edgemem.state import PortRole, StateRole
 
 KEY = "edgemem.contract"
 VERSION = 1
@@ -71,7 +71,7 @@ class InputFacts(Strict):
 
     name: str
     shape: tuple[int, ...]
-    dtype: DType
+    dtype: str
     role: PortRole
     range: tuple[int, int] | None = None  # of integers, both ends included
     frontend: dict[str, object] | None = None  # checked by the front end itself
@@ -83,7 +83,7 @@ class OutputFacts(Strict):
 
     name: str
     shape: tuple[int, ...]
-    dtype: DType
+    dtype: str
     role: PortRole
     labels: tuple[str, ...] | None = None
 
@@ -96,7 +96,7 @@ class StateFacts(Strict):
 
     name: str
     shape: tuple[int, ...]  # with the batch axis first
-    dtype: DType
+    dtype: str
     start: float | str
     role: StateRole
     range: tuple[float, float]

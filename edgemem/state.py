@@ -10,9 +10,9 @@ from typing import Literal
 
 StateRole = Literal["recurrent", "cache", "tail", "counter"]
 PortRole = Literal["features", "tokens", "samples", "valid", "logits", "values"]
-DType = Literal[
-    "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"
-]
+DTYPES = frozenset(
+    {"bool", *(f"float{n}" for n in (16, 32, 64)), *(f"{s}int{n}" for s in ("", "u") for n in (8, 16, 32, 64))}
+)
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,8 @@ class Stream:
     @property
     def waiting(self) -> int:
         """Frames that were pushed and wait for a whole chunk."""
-        return next(iter(self._pending.values())).shape[1]
+        block = next(iter(self._pending.values()))
+        return int(block.shape[1])
 
     # --- one chunk ---------------------------------------------------------------------------------------------
 

@@ -196,7 +196,7 @@ def check_operator(node: torch.fx.Node) -> None:
     value = node.meta.get("val")
     if remedy is None and isinstance(value, Tensor) and value.is_complex():
         remedy = REMEDIES["complex"]
-    elif operator == "index" and any(is_mask(index) for index in node.args[1] or ()):
+    elif operator == "index" and has_mask(node.args[1]):
         remedy = REMEDIES["nonzero"]
     elif operator == "dropout" and node.args[2] is True:
         remedy = "leave dropout to nn.Dropout, which is off in evaluation mode"
@@ -204,6 +204,6 @@ def check_operator(node: torch.fx.Node) -> None:
         raise ExportError(f"{module_path(node)}: operator {node.target} cannot be in a step graph; {remedy}")
 
 
-def is_mask(index: Any) -> bool:
-    """Whether an index picks by true and false: how many it picks depends on the data."""
-    return isinstance(index, torch.fx.Node) and index.meta["val"].dtype == torch.bool
+def has_mask(indices: Any) -> bool:
+    """Whether one of several indices picks by true and false: how many it picks depends on the data."""
+    return any(isinstance(i, torch.fx.Node) and i.meta["val"].dtype == torch.bool for i in indices)
