@@ -235,7 +235,12 @@ def test_ctrl_c_stops_cleanly_with_130(models: Path, tmp_path: Path) -> None:
     state = tmp_path / "s.safetensors"
     command = [*EDGEMEM, "run", str(models / "k.onnx"), "--input", "-", "--json", "--rows", "--state", str(state)]
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(np.zeros(16000, np.int16).tobytes())
