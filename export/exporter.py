@@ -44,12 +44,14 @@ def export_model(
     chunk: int = 1,
     batch: int = 1,
     external_from: int = EXTERNAL_FROM,
+    certified_steps: int = CERTIFIED_STEPS,
 ) -> Contract:
     """Build a model of the zoo and export it; see `to_onnx` and `edgemem.models.build_model`."""
     from edgemem.models import build_model
 
     module, facts = build_model(name, settings, seed, checkpoint)
-    return to_onnx(module, None, path, chunk=chunk, batch=batch, facts=facts, external_from=external_from)
+    limits = {"external_from": external_from, "certified_steps": certified_steps}
+    return to_onnx(module, None, path, chunk=chunk, batch=batch, facts=facts, **limits)
 
 
 def to_onnx(
@@ -61,12 +63,13 @@ def to_onnx(
     batch: int = 1,
     facts: Mapping[str, object] | None = None,
     external_from: int = EXTERNAL_FROM,
+    certified_steps: int = CERTIFIED_STEPS,
 ) -> Contract:
     """Export a streaming module as a static step graph of `chunk` units and `batch` streams; returns its contract.
 
     `example` is an input [batch, time, *features] as the module's `forward` would take it (a dict by name for several);
     only its shape after the time axis and its dtype count. Modules that declare `inputs` and `outputs` need none. The
-    file is compared with the module over 256 steps before it takes its name.
+    file is compared with the module over `certified_steps` steps before it takes its name.
 
     Raises:
         ExportError: what cannot be exported, named by operator and module path; nothing is written.
@@ -79,13 +82,20 @@ def to_onnx(
     was_training = module.training
     module.eval()
     try:
-        return exported(module, example, path, chunk, batch, dict(facts or {}), external_from)
+        return exported(module, example, path, chunk, batch, dict(facts or {}), external_from, certified_steps)
     finally:
         module.train(was_training)
 
 
 def exported(
-    module: nn.Module, example: Frames | None, path: Path, chunk: int, batch: int, facts: dict[str, Any], limit: int
+    module: nn.Module,
+    example: Frames | None,
+    path: Path,
+    chunk: int,
+    batch: int,
+    facts: dict[str, Any],
+    limit: int,
+    steps: int,
 ) -> Contract:
     """The stages of `to_onnx` one after another."""
     frames = chunk * streaming.segment_length(module)
@@ -109,7 +119,7 @@ def exported(
     present = {name.removesuffix(".T") for name in model.graph.initializers}
     contract = contract_of(module, signature, present, parameters, starts, chunk, batch, facts)
     with staging(path) as folder:
-        return certified(module, model, contract, folder / path.name, limit)
+        return certified(module, model, contract, folder / path.name, limit, steps)
 
 
 def torch_program(
@@ -294,7 +304,7 @@ def staging(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def certified(module: nn.Module, model: ir.Model, contract: Contract, path: Path, limit: int) -> Contract:
+def certified(module: nn.Module, model: ir.Model, contract: Contract, path: Path, limit: int, steps: int) -> Contract:
     """Write the file, compare it with the module in onnxruntime, and write it again with the certificate.
 
     Raises:
@@ -302,7 +312,7 @@ def certified(module: nn.Module, model: ir.Model, contract: Contract, path: Path
     """
     save(model, contract, path, limit)
     onnx.checker.check_model(str(path), full_check=True)
-    found = trial(TorchProgram(module, contract), load(path), CERTIFIED_STEPS)
+    found = trial(TorchProgram(module, contract), load(path), steps)
     if not found.holds:
         raise ExportError(
             f"the ONNX graph differs from torch by {found.max_abs_error:.2e}, {found.tolerance:.2e} is allowed; "
@@ -311,7 +321,7 @@ def certified(module: nn.Module, model: ir.Model, contract: Contract, path: Path
     certificate = Certificate(
         stage="onnx",
         reference="torch",
-        steps=CERTIFIED_STEPS,
+        steps=steps,
         max_abs_error=found.max_abs_error,
         max_rel_error=found.max_rel_error,
         tolerance=found.tolerance,

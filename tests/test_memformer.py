@@ -235,7 +235,7 @@ def test_language_model_size_and_ports() -> None:
     model = spec.build(spec.config())
     assert 1.9e6 < sum(p.numel() for p in model.parameters()) < 2.1e6
     (port,) = model.inputs
-    assert (port.encoding, port.low, port.high, model.segment_length) == ("bytes", 0, 255, 64)
+    assert (port.encoding, port.low, port.high, model.segment_length) == ("bytes", 0, 255, 128)
     assert built("lm-memformer", vocab=11).inputs[0].encoding is None
 
 

@@ -98,6 +98,21 @@ CASES: dict[str, tuple[str, Settings]] = {
     "memformer": ("memformer", sizes(HEADS, **MEMORIES, features=small, vocab=st.sampled_from([0, 5]))),
     "memformer-seq2seq": ("memformer", sizes(HEADS, **MEMORIES, vocab=small)),
     "lm-memformer": ("memformer", sizes(HEADS, **MEMORIES, vocab=small)),
+    "lm-transformer": (
+        "transformer",
+        sizes(HEADS, layers=few, context=st.integers(1, 9), ffn=st.sampled_from([0, 5]), vocab=small),
+    ),
+    "lm-transformer-xl": (
+        "transformer_xl",
+        sizes(
+            HEADS,
+            layers=few,
+            memory=st.integers(1, 7),
+            segment=st.integers(2, 5),
+            ffn=st.sampled_from([0, 5]),
+            vocab=small,
+        ),
+    ),
     "folding": ("folding", sizes(FOLDS, **WINDOWS, features=small, vocab=st.sampled_from([0, 5]))),
     "asr-folding": ("folding", sizes(FOLDS, **WINDOWS, features=st.just(4), vocab=small)),
 }

@@ -27,6 +27,8 @@ SMALL: dict[str, dict[str, object]] = {
     "memformer": {"layers": 2, "width": 8, "heads": 2, "slots": 3, "segment": 4},
     "memformer-seq2seq": {"layers": 2, "width": 8, "heads": 2, "slots": 3, "segment": 4, "vocab": 9},
     "lm-memformer": {"layers": 2, "width": 8, "heads": 2, "slots": 3, "segment": 4},
+    "lm-transformer": {"layers": 2, "width": 8, "heads": 2, "context": 5},
+    "lm-transformer-xl": {"layers": 2, "width": 8, "heads": 2, "memory": 3, "segment": 4},
     "folding": {
         "layers": 2,
         "width": 8,

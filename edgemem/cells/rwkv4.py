@@ -10,8 +10,9 @@ Peng et al., "RWKV: Reinventing RNNs for the Transformer Era", Findings of EMNLP
     step    numerator aa, denominator bb and the largest exponent pp that both are scaled by:
             q = max(pp, u + k)          wkv = (e^{pp-q} aa + e^{u+k-q} v) / (e^{pp-q} bb + e^{u+k-q})
             q = max(pp + w, k)          aa = e^{pp+w-q} aa + e^{k-q} v      bb = e^{pp+w-q} bb + e^{k-q}      pp = q
-    chunk   the same sums over a block of frames at once, each scaled by its own largest exponent
-    forward the same sums for training, see `edgemem.cells.wkv`
+    chunk   the same sums over a block of frames at once, each scaled by its own largest exponent; while training, frame
+            after frame, which is the least work where a batch is large
+    forward the same sums for training from an empty past, see `edgemem.cells.wkv`
 
     channel mixing   y = sigmoid(Wr x^r) (Wv relu(Wk x^k)^2)
 """
@@ -79,6 +80,13 @@ class TimeMix(StreamingModule):
         x = cleared(x, valid)
         r, k, v = self._projected(x, shifted(x, state["shift"]))
         sums = (state["wkv_num"], state["wkv_den"], state["wkv_max"])
+        if self.training and valid is None:
+            rows = []
+            for now_k, now_v in zip(k.unbind(1), v.unbind(1), strict=True):
+                wkv, sums = self._advanced(now_k, now_v, *sums)
+                rows.append(wkv)
+            after = {"shift": x[:, -1], "wkv_num": sums[0], "wkv_den": sums[1], "wkv_max": sums[2]}
+            return self.output(r * torch.stack(rows, dim=1)), after
         rows, traces = [], [tuple(s[:, None] for s in sums)]
         for start in range(0, x.shape[1], BLOCK):
             piece = slice(start, start + BLOCK)

@@ -31,6 +31,8 @@ FILES = (
     "kws_transformer",
     "memformer",
     "folding",
+    "transformer",
+    "transformer_xl",
 )  # each lists one or more MODELS
 
 
@@ -39,8 +41,9 @@ class ModelSpec:
     """One model of the zoo. `config` is a frozen dataclass type, `build` makes a module of one of its values.
 
     `checkpoint` is a packaged safetensors file (under `edgemem/tasks/data`), loaded when no seed is asked
-    for and the configuration is the default one. `convert` turns a public checkpoint's tensors into the module's
-    names, and `settings_of` reads the configuration off its shapes.
+    for and the configuration is the default one, but for the settings in `unweighted`, which no weight depends on.
+    `convert` turns a public checkpoint's tensors into the module's names, and `settings_of` reads the configuration
+    off its shapes.
     """
 
     name: str
@@ -50,6 +53,7 @@ class ModelSpec:
     config: type
     build: Callable[[Any], StreamingModule]
     checkpoint: str | None = None
+    unweighted: tuple[str, ...] = ()
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
     settings_of: Callable[[Mapping[str, Tensor]], dict[str, object]] | None = None
 
@@ -155,7 +159,7 @@ def build_model(
     settings = dict(settings or {})
     tensors: Mapping[str, Tensor] | None = None
     source: dict[str, object] = {"kind": "seed", "seed": seed or 0}
-    if checkpoint is None and model.checkpoint and seed is None and configured(model, settings) == model.config():
+    if checkpoint is None and model.checkpoint and seed is None and fits_packaged(model, configured(model, settings)):
         checkpoint = checkpoints.packaged(model.checkpoint)
     if checkpoint is not None:
         tensors, digest = checkpoints.read(Path(checkpoint))
@@ -191,6 +195,12 @@ def built(model: ModelSpec, config: object) -> StreamingModule:
         raise ConfigError(
             f"{model.name} cannot be made with {config}: {str(error).splitlines()[0]}; lower its settings"
         ) from error
+
+
+def fits_packaged(model: ModelSpec, config: Any) -> bool:
+    """Whether the packaged checkpoint has the weights of this configuration."""
+    free = {key: getattr(model.config(), key) for key in model.unweighted}
+    return bool(dataclasses.replace(config, **free) == model.config())
 
 
 def load_tensors(module: StreamingModule, tensors: Mapping[str, Tensor], origin: str) -> None:

@@ -34,7 +34,7 @@ class LanguageConfig:
     width: int = 192
     heads: int = 6
     slots: int = 32
-    segment: int = 64  # tokens in a step
+    segment: int = 128  # tokens in a step
     vocab: int = BYTES
     ffn: int = 0
     temperature: float = 0.25  # of the slots' attention when they are written; lower is sharper

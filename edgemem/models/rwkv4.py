@@ -137,6 +137,7 @@ MODELS = (
         summary="Byte language model: constant memory and time per byte",
         config=ByteRWKV4Config,
         build=lambda config: RWKV4(config, encoding="bytes" if config.vocab == BYTES else None),
+        checkpoint="lm-rwkv4.safetensors",
         convert=convert,
         settings_of=settings_of,
     ),

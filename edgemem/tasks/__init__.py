@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edgemem.program import Program
 
 TASKS = (
+    "bytes",  # language modelling: bits per byte of held-out Python source
     "kws",  # keyword spotting: accuracy on clean held-out voices
 )
 
