@@ -29,7 +29,7 @@ class TorchState(StateBlock):
         return {name: tensor.detach().numpy().copy() for name, tensor in self.tensors.items()}
 
     def set(self, values: Mapping[str, Array]) -> None:
-        self.tensors = {name: tensor_of(values[name]) for name in self.tensors}
+        self.tensors = {name: torch.tensor(values[name]) for name in self.tensors}
 
     def reset(self) -> None:
         self.tensors = streaming.start_state(self._module, self._batch)
@@ -51,18 +51,13 @@ class TorchProgram(Program):
 
     def step(self, inputs: Mapping[str, Array], state: StateBlock) -> dict[str, Array]:
         assert isinstance(state, TorchState)
-        tensors = {name: tensor_of(array) for name, array in inputs.items()}
+        tensors = {name: torch.tensor(array) for name, array in inputs.items()}
         x: Any = {name: tensors[name] for name in self._ports} if len(self._ports) > 1 else tensors[self._ports[0]]
         valid = tensors[self._valid] if self._valid is not None else None
         with torch.no_grad():
             y, state.tensors = streaming.chunk(self.module, x, state.tensors, valid)
         rows = y if isinstance(y, dict) else {self.contract.outputs[0].name: y}
         return {name: tensor.numpy() for name, tensor in rows.items()}
-
-
-def tensor_of(array: Array) -> torch.Tensor:
-    """A copy in torch's own memory, which is aligned: results do not depend on where NumPy put the array."""
-    return torch.tensor(array)
 
 
 def rebuilt(model: ModelFile, tensors: Mapping[str, Array]) -> TorchProgram:
@@ -84,7 +79,7 @@ def rebuilt(model: ModelFile, tensors: Mapping[str, Array]) -> TorchProgram:
     try:
         module = spec(facts.name).build(configured(spec(facts.name), facts.config))
         starts = {state.start for state in model.contract.states if isinstance(state.start, str)}
-        weights = {name: tensor_of(array) for name, array in tensors.items() if name not in starts}
+        weights = {name: torch.tensor(array) for name, array in tensors.items() if name not in starts}
         load_tensors(module, weights, str(model.path))
     except (ConfigError, CheckpointError) as error:
         raise ContractError(f"contract field model: {error}") from error

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgemem import modelfile
-from edgemem.arrays import aligned_zeros
 from edgemem.errors import MissingDependency, ModelFileError
 from edgemem.program import Array, Program, StateBlock
 
@@ -30,9 +29,9 @@ class OrtState(StateBlock):
 
     def __init__(self, session: onnxruntime.InferenceSession, contract: Contract, start: Mapping[str, Array]) -> None:
         self._start = start
-        self._sets = tuple({s.name: aligned_zeros(s.shape, s.dtype) for s in contract.states} for _ in "AB")
-        self.inputs = {port.name: aligned_zeros(port.shape, port.dtype) for port in contract.inputs}
-        self.outputs = {port.name: aligned_zeros(port.shape, port.dtype) for port in contract.outputs}
+        self._sets = tuple({s.name: np.empty(s.shape, s.dtype) for s in contract.states} for _ in "AB")
+        self.inputs = {port.name: np.zeros(port.shape, port.dtype) for port in contract.inputs}
+        self.outputs = {port.name: np.zeros(port.shape, port.dtype) for port in contract.outputs}
         self.bindings = tuple(
             self._bound(session, contract, self._sets[source], self._sets[1 - source]) for source in (0, 1)
         )
