@@ -6,6 +6,7 @@ frames   any number of frames, with or without a batch axis of 1
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +120,7 @@ class Inputs:
             if array.dtype != port.dtype:
                 with np.errstate(over="ignore"):  # too large becomes infinity
                     array = array.astype(port.dtype)
-            if self.finite_only and not np.isfinite(array).all():
+            if self.finite_only and not finite(array):
                 raise InputError(
                     f"input {port.name}: finite numbers were wanted, NaN or infinity came; "
                     "clean the input, or open the stream with nan='allow'"
@@ -129,11 +130,16 @@ class Inputs:
             raise InputError(f"input {port.name}: integers were wanted, {array.dtype} came; convert it first")
         assert port.range is not None
         low, high = port.range
-        least, most = array.min(), array.max()
+        least, most = (array.item(),) * 2 if array.size == 1 else (array.min(), array.max())
         if least < low or most > high:
             worst = int(least if least < low else most)
             raise InputError(f"input {port.name}: values from {low} to {high} were wanted, {worst} came")
         return array.astype(port.dtype, copy=False)
+
+
+def finite(array: Array) -> bool:
+    """Whether no element is NaN or infinite: one sum of squares, and only where that overflows every element."""
+    return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
 
 
 def as_array(port: InputFacts, x: Any) -> Array:

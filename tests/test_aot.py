@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edgemem
+from edgemem.arrays import aligned_zeros
 from edgemem.boards import board, names, parsed
 from edgemem.errors import BudgetError, ConfigError, InputError, ModelFileError, UsageError
 from edgemem.trial import poisoned, trial
@@ -199,12 +200,12 @@ def test_weights_that_changed_are_noticed(programs: Path, tmp_path: Path) -> Non
 
 
 def test_a_state_of_another_model_is_refused(programs: Path) -> None:
-    from edgemem.runtimes.aot.load import STATE, Library, empty
+    from edgemem.runtimes.aot.load import STATE, Library
 
     library = Library(programs / "rwkv4" / "model.so", "model")
     other = Library(programs / "lmu" / "model.so", "model")
     state = edgemem.load(programs / "rwkv4").new_state()
-    block = empty(1 << 16)
+    block = aligned_zeros((1 << 16,), "uint8")
     assert other.reset(block.ctypes.data, block.nbytes) == 0
     bound = np.frombuffer((ctypes.c_char * 56).from_address(state.argument.value), np.uintp).copy()
     bound[2], bound[3] = block.ctypes.data, block.nbytes

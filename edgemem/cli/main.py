@@ -25,6 +25,7 @@ COMMANDS = {
     "run": "Stream audio, arrays or text through a model file.",
     "eval": "Judge a model by a task, on a held-out excerpt.",
     "verify": "Prove that a model file computes what its torch module computes.",
+    "bench": "Time a step in one runtime or several, side by side.",
     "demo": "Run the whole way, on real audio, in about a minute.",
     "doctor": "Show what is installed, what is missing, and the command that installs it.",
 }

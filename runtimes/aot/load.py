@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgemem import contract as contracts
+from edgemem.arrays import aligned_zeros
 from edgemem.errors import InputError, ModelFileError, StreamError, UsageError
 from edgemem.program import Array, Program, StateBlock
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-ALIGNMENT = 64
 OK, NULL, SIZE, MISALIGNED, STATE, RANGE, NUMBER, WEIGHTS = range(8)
 HASHED_BYTES = 16 << 20  # a library beyond this is trusted to its weights' own checksum
 Address = ctypes.c_void_p
@@ -49,9 +49,9 @@ class AotState(StateBlock):
 
     def __init__(self, library: Library, contract: Contract, state_bytes: int, arena_bytes: int) -> None:
         self._library, self._contract = library, contract
-        self._block, self._arena = empty(state_bytes), empty(arena_bytes)
-        self.inputs = {port.name: aligned_array(port.shape, port.dtype) for port in contract.inputs}
-        self.outputs = {port.name: aligned_array(port.shape, port.dtype) for port in contract.outputs}
+        self._block, self._arena = aligned_zeros((state_bytes,), "uint8"), aligned_zeros((arena_bytes,), "uint8")
+        self.inputs = {port.name: aligned_zeros(port.shape, port.dtype) for port in contract.inputs}
+        self.outputs = {port.name: aligned_zeros(port.shape, port.dtype) for port in contract.outputs}
         self._in, self._out = addresses(self.inputs), addresses(self.outputs)
         state, arena = self._block.ctypes.data, self._arena.ctypes.data
         ports = (self._in.ctypes.data, self._out.ctypes.data)
@@ -104,24 +104,18 @@ class AotProgram(Program):
             raise refused(code)
         return state.outputs
 
+    def bare_step(self) -> tuple[Any, Any]:
+        """The compiled function and the bound argument of a new stream, for callers in C."""
+        state = self.new_state()
+        self._held = state  # the argument points into it
+        return self._library.step, state.argument
+
 
 def refused(code: int) -> Exception:
     """The exception for a step's error code."""
     if code == RANGE:
         return InputError("the compiled program refuses an integer input outside its range; see the contract's inputs")
     return StreamError(f"the compiled program refuses the step (code {code}); open a new stream")
-
-
-def empty(nbytes: int) -> Array:
-    """Zeroed bytes that start at a multiple of 64."""
-    raw = np.zeros(nbytes + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + nbytes]
-
-
-def aligned_array(shape: tuple[int, ...], dtype: str) -> Array:
-    kind = np.dtype(dtype)
-    return empty(int(np.prod(shape)) * kind.itemsize).view(kind).reshape(shape)
 
 
 def addresses(arrays: Mapping[str, Array]) -> Array:

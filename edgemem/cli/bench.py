@@ -1,0 +1,60 @@
+"""`edgemem bench`: the time of a step, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgemem.cli.options import json_option, print_json, stderr, stdout
+
+
+@click.command("bench")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--runtime", "runtimes", multiple=True, default=("ort",), show_default=True, help="What to time.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Cores that a step may use.")
+@click.option("--rounds", type=click.IntRange(1), default=20, show_default=True, help="Turns that each one takes.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the inputs.")
+@json_option
+def command(
+    files: tuple[Path, ...], runtimes: tuple[str, ...], threads: int, rounds: int, seed: int, as_json: bool
+) -> None:
+    """Time one step of each of FILES in each runtime, in turns, beside what the machine could do at best.
+
+    \b
+    edgemem bench r.onnx --runtime ort --runtime aot
+    edgemem bench r.onnx k.onnx --runtime aot --json
+    """
+    from rich.progress import Progress
+
+    from edgemem.measure import measure
+
+    with Progress(console=stderr(), transient=True) as progress:
+        task = progress.add_task("timing", total=rounds)
+        found = measure(files, runtimes, threads, rounds, seed, tick=lambda: progress.advance(task))
+    if as_json:
+        print_json(found)
+    else:
+        show(found)
+
+
+def show(found: dict[str, Any]) -> None:
+    """The rows as a table."""
+    from rich.table import Table
+
+    table = Table("file", "runtime", "p50 µs", "p99 µs", "spread", "from C µs", "GB/s", "× roofline")
+    for row in found["rows"]:
+        table.add_row(
+            Path(row["file"]).name,
+            row["runtime"],
+            f"{row['p50_us']:.1f}",
+            f"{row['p99_us']:.1f}",
+            f"{row['spread']:.1%}",
+            f"{row['c_p50_us']:.1f}" if "c_p50_us" in row else "–",
+            f"{row['gb_per_s']:.1f}",
+            f"{row['roofline_ratio']:.2f}" + (f" ({row['c_roofline_ratio']:.2f} from C)" if "c_p50_us" in row else ""),
+        )
+    console = stdout()
+    console.print(f"{found['machine']['cpu']}, {found['machine']['cores']} cores", highlight=False)
+    console.print(table)

@@ -1,0 +1,290 @@
+"""How long a step takes, and how far that is from what the machine can do: candidates take turns in rounds.
+
+    roofline   max(bytes / read bandwidth at that footprint, multiply-accumulates / peak), measured in the same rounds
+    p50, p99   of single calls of `stream.step`, over all rounds
+    c_p50      the compiled step called from C in a loop, median of the rounds
+
+The machine's mood hits every candidate of a round alike, so ratios are medians of the ratios in each round.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgemem import inspect
+from edgemem.errors import MissingDependency
+from edgemem.modelfile import ModelFile, open_model
+from edgemem.onnxfile import Node
+from edgemem.program import Array, Program, load
+from edgemem.trial import random_inputs
+
+ROUND_SECONDS = 0.01  # of each candidate in each round
+PIECES, PIECE_SECONDS = 9, 0.001  # of a probe in each round
+INPUTS = 16  # chunks that a candidate cycles through
+WARM_CALLS = 20
+PAGE_BYTES = 4096
+
+PROBE = r"""
+#include <stddef.h>
+typedef float v __attribute__((vector_size(BYTES), aligned(BYTES), may_alias));
+#define EACH(do) do(0) do(1) do(2) do(3) do(4) do(5) do(6) do(7)
+#define START(w) v sum##w = {0};
+#define READ(w) sum##w += p[w];
+#define MULTIPLY(w) sum##w = a * sum##w + b;
+#define SUM(w) total += sum##w;
+/* Reads `bytes` (a multiple of eight vectors) `repeats` times. */
+float probe_read(const char *data, size_t bytes, long repeats)
+{
+    v total = {0};
+    long r;
+    EACH(START)
+    for (r = 0; r < repeats; ++r) {
+        const v *p = (const v *)data, *end = (const v *)(data + bytes);
+        for (; p != end; p += 8) { EACH(READ) }
+    }
+    EACH(SUM)
+    return total[0];
+}
+/* Multiply-accumulates on registers: eight vectors in each of `repeats` turns. */
+float probe_multiply(long repeats)
+{
+    v total = {0}, a = total + 0.5f, b = total + 0.25f;
+    long r;
+    EACH(START)
+    for (r = 0; r < repeats; ++r) { EACH(MULTIPLY) }
+    EACH(SUM)
+    return total[0];
+}
+void probe_steps(int (*step)(const void *), const void *bound, long repeats)
+{
+    long r;
+    for (r = 0; r < repeats; ++r) step(bound);
+}
+"""
+
+
+@dataclass
+class Row:
+    """What was measured of one program: microseconds per call, all of them and by round."""
+
+    runtime: str
+    file: str
+    threads: int
+    bytes_per_step: int
+    macs_per_step: int
+    calls_us: list[float] = field(default_factory=list)
+    rounds_us: list[float] = field(default_factory=list)
+    c_rounds_us: list[float] = field(default_factory=list)
+    rooflines_us: list[float] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        p50 = statistics.median(self.calls_us)
+        result = {
+            "runtime": self.runtime,
+            "file": self.file,
+            "threads": self.threads,
+            "p50_us": round(p50, 3),
+            "p99_us": round(float(np.percentile(self.calls_us, 99)), 3),
+            "spread": round(spread(self.rounds_us), 4),
+            "bytes_per_step": self.bytes_per_step,
+            "macs_per_step": self.macs_per_step,
+            "gb_per_s": round(self.bytes_per_step / p50 / 1e3, 3),
+            "roofline_us": round(statistics.median(self.rooflines_us), 3),
+            "roofline_ratio": round(self.ratio(self.rounds_us), 3),
+        }
+        if self.c_rounds_us:
+            result["c_p50_us"] = round(statistics.median(self.c_rounds_us), 3)
+            result["c_roofline_ratio"] = round(self.ratio(self.c_rounds_us), 3)
+        return result
+
+    def ratio(self, times: Sequence[float]) -> float:
+        """Median over the rounds of time / roofline of the same round."""
+        return statistics.median(t / limit for t, limit in zip(times, self.rooflines_us, strict=True))
+
+
+def spread(values: Sequence[float]) -> float:
+    """Half the distance between the quartiles, as a fraction of the median."""
+    if len(values) < 2:
+        return 0.0
+    low, middle, high = statistics.quantiles(values, n=4)
+    return (high - low) / 2 / middle
+
+
+def machine() -> dict[str, str | int | None]:
+    """What the numbers were measured on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    name = next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.processor())
+    return {"cpu": name, "cores": os.cpu_count(), "system": platform.system(), "python": platform.python_version()}
+
+
+class Probe:
+    """What the machine can do, by a few lines of C compiled for it."""
+
+    def __init__(self, folder: Path) -> None:
+        compiler = shutil.which("gcc") or shutil.which("cc")
+        if compiler is None:
+            raise MissingDependency("measuring needs a C compiler for its read and multiply probes; install gcc")
+        source, library = folder / "probe.c", folder / "probe.so"
+        source.write_text(PROBE)
+        self.vector_bytes = 64 if b"avx512f" in self._flags() else 32 if b"avx2" in self._flags() else 16
+        subprocess.run(
+            [compiler, "-O3", "-march=native", "-ffp-contract=fast", f"-DBYTES={self.vector_bytes}", "-shared", "-fPIC",
+             "-mprefer-vector-width=512", "-o", library, source]
+            if platform.machine() == "x86_64"
+            else [compiler, "-O3", "-ffp-contract=fast", f"-DBYTES={self.vector_bytes}", "-shared", "-fPIC", "-o",
+                  library, source],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        self._library = ctypes.CDLL(str(library))
+        self._library.probe_read.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long]
+        self._library.probe_multiply.argtypes = [ctypes.c_long]
+        self._library.probe_steps.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long]
+        self._room: dict[int, Array] = {}
+
+    @staticmethod
+    def _flags() -> bytes:
+        info = Path("/proc/cpuinfo")
+        return info.read_bytes() if info.exists() else b""
+
+    def read_us(self, nbytes: int) -> float:
+        """Microseconds to read a span of that many bytes that was read just before."""
+        whole = max(1, nbytes // (8 * self.vector_bytes)) * 8 * self.vector_bytes
+        if whole not in self._room:
+            raw = np.ones(whole + PAGE_BYTES, np.uint8)
+            start = -raw.ctypes.data % PAGE_BYTES
+            self._room[whole] = raw[start : start + whole]
+        address = self._room[whole].ctypes.data
+        return timed(lambda n: self._library.probe_read(address, whole, n)) * nbytes / whole
+
+    def multiply_us(self, count: int) -> float:
+        """Microseconds for that many multiply-accumulates of float32 on registers."""
+        turn = 8 * self.vector_bytes // 4
+        return timed(lambda n: self._library.probe_multiply(1000 * n)) / 1000 * count / turn
+
+    def steps_us(self, step: Any, bound: Any) -> float:
+        """Microseconds per call of a compiled step, called from C."""
+        address = ctypes.cast(step, ctypes.c_void_p)
+        return timed(lambda n: self._library.probe_steps(address, bound, n))
+
+
+def timed(call: Callable[[int], object]) -> float:
+    """Microseconds per repeat of `call(repeats)`: the median of short pieces, so that an interruption costs one."""
+    begin = time.perf_counter()
+    call(3)
+    repeats = max(1, int(PIECE_SECONDS / max(1e-7, (time.perf_counter() - begin) / 3)))
+    pieces = []
+    for _ in range(PIECES):
+        begin = time.perf_counter()
+        call(repeats)
+        pieces.append((time.perf_counter() - begin) / repeats * 1e6)
+    return statistics.median(pieces)
+
+
+def step_bytes(model: ModelFile) -> int:
+    """Bytes that a step must read: every weight once (of a table that is looked up, the rows), and the states."""
+    shapes = {name: kind.shape for name, kind in model.onnx.values.items()}
+    constants = model.onnx.initializers
+    total = inspect.state_bytes(model)
+    for name, initializer in constants.items():
+        readers = [node for node in model.onnx.nodes if name in node.inputs]
+        if not readers:
+            continue
+        if all(is_lookup(node, name, constants) for node in readers):
+            rows = sum(abs(int(np.prod(shapes.get(node.outputs[0], (0,))))) for node in readers)
+            elements = int(np.prod(initializer.shape)) or 1
+            total += min(initializer.nbytes, rows * initializer.nbytes // elements)
+        else:
+            total += initializer.nbytes
+    return total
+
+
+def is_lookup(node: Node, name: str, constants: Mapping[str, object]) -> bool:
+    """Whether a node reads rows of the constant `name` by an index that is not constant."""
+    return node.op_type == "Gather" and node.inputs[0] == name and node.inputs[1] not in constants
+
+
+def measure(
+    files: Sequence[Path],
+    runtimes: Sequence[str],
+    threads: int = 1,
+    rounds: int = 20,
+    seed: int = 0,
+    tick: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Time every file in every runtime, all of them in turn in each round; `tick` is called after each round.
+
+    Raises:
+        ModelFileError, ContractError: a file is not a model.
+        MissingDependency: a runtime or a C compiler is not installed.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgemem-") as folder:
+        probe = Probe(Path(folder))
+        candidates = [candidate(file, name, threads, seed) for file in files for name in runtimes]
+        for _, call, _ in candidates:
+            for _ in range(WARM_CALLS):
+                call()
+        for _ in range(rounds):
+            limits = {row.file: roofline_us(probe, row) for row, _, _ in candidates}
+            for row, call, bare in candidates:
+                row.rooflines_us.append(limits[row.file])
+                row.rounds_us.append(one_round(call, row.calls_us))
+                if bare is not None:
+                    row.c_rounds_us.append(probe.steps_us(*bare))
+            tick()
+    return {"machine": machine(), "rows": [row.to_json() for row, _, _ in candidates]}
+
+
+def roofline_us(probe: Probe, row: Row) -> float:
+    return max(probe.read_us(row.bytes_per_step), probe.multiply_us(row.macs_per_step))
+
+
+def one_round(call: Callable[[], object], calls_us: list[float]) -> float:
+    """Time single calls for a while; returns their median."""
+    times: list[float] = []
+    end = time.perf_counter() + ROUND_SECONDS
+    while not times or time.perf_counter() < end:
+        begin = time.perf_counter()
+        call()
+        times.append((time.perf_counter() - begin) * 1e6)
+    calls_us += times
+    return statistics.median(times)
+
+
+def candidate(path: Path, runtime: str, threads: int, seed: int) -> tuple[Row, Callable[[], object], Any]:
+    """A row to fill, a call of `stream.step` on the next of some random chunks, and the bare step if there is one."""
+    model = open_model(path)
+    program = load(path, runtime=runtime, threads=threads)
+    row = Row(runtime, str(path), threads, step_bytes(model), inspect.macs_per_step(model))
+    stream = program.stream()
+    chunks = list(steps_of(program, seed))
+    turn = 0
+
+    def call() -> object:
+        nonlocal turn
+        turn = (turn + 1) % INPUTS
+        return stream.step(chunks[turn])
+
+    return row, call, getattr(program, "bare_step", lambda: None)()
+
+
+def steps_of(program: Program, seed: int) -> list[Any]:
+    """Random chunks as `stream.step` takes them."""
+    rng = np.random.default_rng(seed)
+    ports = [port.name for port in program.contract.inputs if port.role != "valid"]
+    chunks = [{name: value for name, value in random_inputs(program.contract, rng).items() if name in ports}
+              for _ in range(INPUTS)]  # fmt: skip
+    return chunks if len(ports) > 1 else [chunk[ports[0]] for chunk in chunks]

@@ -1,0 +1,81 @@
+"""What `edgemem bench` counts and reports; no test here depends on how fast the machine is."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from edgemem import measure
+from edgemem.modelfile import open_model
+from tests.aot_programs import model_file
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_file("rwkv4", tmp_path_factory.mktemp("bench"))
+
+
+def test_a_step_reads_every_weight_once_but_of_a_table_only_its_row(file: Path) -> None:
+    model = open_model(file)
+    vocab, width = 11, 8
+    table = vocab * width * 4
+    used = sum(
+        initializer.nbytes
+        for name, initializer in model.onnx.initializers.items()
+        if any(name in node.inputs for node in model.onnx.nodes)
+    )
+    states = sum(int(np.prod(state.shape)) * 4 for state in model.contract.states)
+    assert measure.step_bytes(model) == used - table + width * 4 + states
+
+
+def test_rows_have_what_scripts_rely_on(file: Path) -> None:
+    from edgemem.cli.main import cli
+
+    command = ["bench", str(file), "--runtime", "ort", "--runtime", "aot", "--rounds", "3", "--json"]
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["machine"]["cores"] >= 1
+    assert [row["runtime"] for row in found["rows"]] == ["ort", "aot"]
+    for row in found["rows"]:
+        assert row["file"] == str(file) and row["threads"] == 1
+        assert 0 < row["p50_us"] <= row["p99_us"] and row["spread"] >= 0 and row["roofline_us"] > 0
+        assert row["gb_per_s"] == pytest.approx(row["bytes_per_step"] / row["p50_us"] / 1e3, rel=0.01, abs=0.001)
+        assert ("c_p50_us" in row) == (row["runtime"] == "aot")
+
+
+def test_the_roofline_is_the_tighter_of_two_limits(tmp_path: Path) -> None:
+    class Fixed:
+        def read_us(self, nbytes: int) -> float:
+            return nbytes / 100
+
+        def multiply_us(self, count: int) -> float:
+            return count / 10
+
+    row = measure.Row("aot", "f", 1, bytes_per_step=1000, macs_per_step=50)
+    assert measure.roofline_us(Fixed(), row) == 10.0  # type: ignore[arg-type]
+    row.macs_per_step = 500
+    assert measure.roofline_us(Fixed(), row) == 50.0  # type: ignore[arg-type]
+    row.rooflines_us, row.rounds_us, row.calls_us = [2.0, 4.0, 1.0], [4.0, 12.0, 2.0], [3.0, 5.0, 9.0]
+    assert row.to_json()["roofline_ratio"] == statistics.median([2.0, 3.0, 2.0])
+    assert row.to_json()["p50_us"] == 5.0
+
+
+def test_the_probe_reads_and_multiplies(tmp_path: Path) -> None:
+    """Reading four times the bytes takes longer than nothing, whatever the machine does meanwhile."""
+    probe = measure.Probe(tmp_path)
+    assert probe.read_us(1 << 16) > 0 and probe.multiply_us(1 << 16) > 0
+
+
+def test_finite_agrees_with_numpy() -> None:
+    from edgemem.inputs import finite
+
+    for values in ([1, 2], [np.nan, 1], [np.inf], [-np.inf, 0], [3e38, 3e38], []):
+        array = np.array(values, np.float32)
+        assert finite(array) == bool(np.isfinite(array).all())
+        assert finite(array.reshape(1, -1)[:, ::-1]) == bool(np.isfinite(array).all())
