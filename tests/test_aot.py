@@ -18,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edgemem
-from edgemem.arrays import aligned_zeros
 from edgemem.boards import board, names, parsed
 from edgemem.errors import BudgetError, ConfigError, InputError, ModelFileError, UsageError
 from edgemem.trial import poisoned, trial
@@ -200,7 +199,7 @@ def test_weights_that_changed_are_noticed(programs: Path, tmp_path: Path) -> Non
 
 
 def test_a_state_of_another_model_is_refused(programs: Path) -> None:
-    from edgemem.runtimes.aot.load import STATE, Library
+    from edgemem.runtimes.aot.load import STATE, Library, aligned_zeros
 
     library = Library(programs / "rwkv4" / "model.so", "model")
     other = Library(programs / "lmu" / "model.so", "model")

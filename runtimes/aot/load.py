@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgemem import contract as contracts
-from edgemem.arrays import aligned_zeros
 from edgemem.errors import InputError, ModelFileError, StreamError, UsageError
 from edgemem.program import Array, Program, StateBlock
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+ALIGNMENT = 64
 OK, NULL, SIZE, MISALIGNED, STATE, RANGE, NUMBER, WEIGHTS = range(8)
 HASHED_BYTES = 16 << 20  # a library beyond this is trusted to its weights' own checksum
 Address = ctypes.c_void_p
@@ -116,6 +116,15 @@ def refused(code: int) -> Exception:
     if code == RANGE:
         return InputError("the compiled program refuses an integer input outside its range; see the contract's inputs")
     return StreamError(f"the compiled program refuses the step (code {code}); open a new stream")
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: str) -> Array:
+    """Zeros that start at a multiple of 64 bytes, as the compiled code wants them."""
+    kind = np.dtype(dtype)
+    count = int(np.prod(shape)) * kind.itemsize
+    room = np.zeros(count + ALIGNMENT, np.uint8)
+    first = -room.ctypes.data % ALIGNMENT
+    return room[first : first + count].view(kind).reshape(shape)
 
 
 def addresses(arrays: Mapping[str, Array]) -> Array:
