@@ -3,12 +3,12 @@
 Liu, Datta, Li & Beerel, "LMUFormer", ICLR 2024, whose neurons are those of spikingjelly with a time constant of 2,
 each behind a batch normalisation.
 
-    x_t = gain (c_t - mean) / deviation + bias    c [batch, width]    the current that flows in
-    u_t = decay v_{t-1} + x_t                     v [batch, width]    the potential
-    s_t = 1 where u_t >= 1, else 0                s [batch, width]    a spike
-    v_t = 0 where s_t, else u_t                                       reset by it
+    x_t = gain (c_t - mean) / sqrt(variance) + bias    c [batch, width]    the current that flows in
+    u_t = decay v_{t-1} + x_t                          v [batch, width]    the potential
+    s_t = 1 where u_t >= 1, else 0                     s [batch, width]    a spike
+    v_t = 0 where s_t, else u_t                                            reset by it
 
-Mean and deviation are those of the batch in training, and running averages of these afterwards.
+Mean and variance are those of the batch in training, and running averages of these afterwards.
 
 In training a spike has the slope of an arctangent, and the reset none (Fang et al., "Incorporating Learnable Membrane
 Time Constant", ICCV 2021):
@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from edgemem.errors import ConfigError
 from edgemem.module import State, StreamingModule
@@ -41,24 +42,23 @@ class ChannelNorm(nn.Module):
     """x [..., width] with each channel brought to mean 0 and deviation 1, then scaled and shifted."""
 
     mean: Tensor
-    deviation: Tensor
+    variance: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.full((width,), START_BIAS))
         self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("deviation", torch.ones(width))
+        self.register_buffer("variance", torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
-            return (x - self.mean) * (self.gain / self.deviation) + self.bias
-        x = x.to(self.gain.dtype)  # statistics of half precision would be coarse
-        rows = x.flatten(0, -2)
-        mean, deviation = rows.mean(dim=0), (rows.var(dim=0, unbiased=False) + LEAST_VARIANCE).sqrt()
-        self.mean.lerp_(mean.detach(), MOMENTUM)
-        self.deviation.lerp_(deviation.detach(), MOMENTUM)
-        return (x - mean) * (self.gain / deviation) + self.bias
+            return (x - self.mean) * (self.gain / (self.variance + LEAST_VARIANCE).sqrt()) + self.bias
+        rows = x.to(self.gain.dtype).flatten(0, -2)  # statistics of half precision would be coarse
+        y = functional.batch_norm(
+            rows, self.mean, self.variance, self.gain, self.bias, training=True, momentum=MOMENTUM, eps=LEAST_VARIANCE
+        )
+        return y.reshape(x.shape)
 
 
 class LeakyIntegrateAndFire(StreamingModule):
@@ -94,8 +94,8 @@ class Spikes(torch.autograd.Function):
         before = torch.zeros_like(potentials[0])
         for u, s in zip(potentials, spikes, strict=True):
             u.add_(before, alpha=decay)
-            s.copy_(u >= THRESHOLD)
-            before = torch.where(s > 0.0, torch.zeros_like(u), u)
+            torch.ge(u, THRESHOLD, out=s)
+            before = torch.addcmul(u, u, s, value=-1.0)
         ctx.save_for_backward(potentials, spikes)
         ctx.decay = decay
         return spikes.transpose(0, 1)

@@ -30,10 +30,11 @@ def one_stream(parameters: Parameters, config: Any, frames: np.ndarray) -> np.nd
 def spikes(part: Parameters, decay: float, currents: np.ndarray) -> np.ndarray:
     """One neuron per column of currents [time, width], each on its own."""
     norm, fired = sub(part, "norm"), np.zeros_like(currents)
+    deviation = np.sqrt(norm["variance"] + 1e-5)
     for neuron in range(currents.shape[1]):
         potential = 0.0
         for t in range(len(currents)):
-            centred = (currents[t, neuron] - norm["mean"][neuron]) / norm["deviation"][neuron]
+            centred = (currents[t, neuron] - norm["mean"][neuron]) / deviation[neuron]
             potential = decay * potential + norm["gain"][neuron] * centred + norm["bias"][neuron]
             if potential >= 1.0:
                 fired[t, neuron], potential = 1.0, 0.0
