@@ -47,7 +47,7 @@ class Recipe:
     bfloat16: bool = True  # products of training in half precision; all else, and what is kept, in float32
     average_from: float = 0.6  # from which on weights enter the average that is kept
     average_decay: float = 0.998
-    judged: float = 0.1  # between two looks at the validation voices
+    judged: float = 0.2  # between two looks at the validation voices
 
 
 def disguise(recipe: Recipe, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
