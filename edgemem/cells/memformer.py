@@ -21,6 +21,10 @@ N is layer normalisation before each part (pre-norm): the gradient through time 
 and an unnormalised residual path carries it without a warm-up. Slots have unit norm, so the projections that read
 them start with unit variance, and V_E with rows of about unit norm.
 
+Where the encoder is causal, self-attention is Transformer-XL's (`edgemem.cells.attention`): places are
+distances, which a language model learns from sooner than from places in the segment. Else X starts with learned places
+added.
+
 No key has a bias: it would shift all scores of a query alike and cancel in the softmax.
 """
 
@@ -31,21 +35,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from edgemem.cells.attention import MASKED, RelativeAttention, merged, split
 from edgemem.cells.padding import cleared, real_frames
 from edgemem.module import State, StreamingModule, kept
 from edgemem.state import StateTensor
-
-MASKED = -1e30  # finite, so that a row with nothing to attend stays finite; exp of it is exactly 0
-
-
-def split(x: Tensor, heads: int) -> Tensor:
-    """x [batch, n, width] as [batch, heads, n, width / heads]."""
-    return x.reshape(x.shape[0], x.shape[1], heads, x.shape[2] // heads).transpose(1, 2)
-
-
-def merged(x: Tensor) -> Tensor:
-    """The inverse of `split`."""
-    return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], x.shape[1] * x.shape[3])
 
 
 def causal_mask(x: Tensor) -> Tensor:
@@ -104,16 +97,19 @@ class FeedForward(nn.Module):
 class EncoderLayer(nn.Module):
     """Self-attention inside the segment, memory reading, feed-forward; each normalised before and added."""
 
-    def __init__(self, width: int, heads: int, inner: int) -> None:
+    attend: Attention | RelativeAttention
+
+    def __init__(self, width: int, heads: int, inner: int, looks_back: bool = False) -> None:
         super().__init__()
-        self.attend_norm, self.attend = nn.LayerNorm(width), Attention(width, heads)
+        self.attend_norm = nn.LayerNorm(width)
+        self.attend = RelativeAttention(width, heads) if looks_back else Attention(width, heads)
         self.read_norm, self.read = nn.LayerNorm(width), Attention(width, heads, source_norm=1.0)
         self.feed_norm, self.feed = nn.LayerNorm(width), FeedForward(width, inner)
 
     def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
         """x [batch, length, width], memory [batch, slots, width]; `mask` as for `Attention`, of the segment."""
         u = self.attend_norm(x)
-        x = x + self.attend(u, u, mask)
+        x = x + (self.attend(u, u, mask) if isinstance(self.attend, Attention) else self.attend(u, u.shape[1], mask))
         x = x + self.read(self.read_norm(x), memory)
         y: Tensor = x + self.feed(self.feed_norm(x))
         return y
@@ -198,8 +194,8 @@ class MemoryEncoder(StreamingModule):
         super().__init__()
         self.segment_length, self.looks_back = segment, looks_back
         self.causal = looks_back
-        self.positions = nn.Parameter(torch.randn(segment, width) / math.sqrt(width))
-        self.layers = nn.ModuleList(EncoderLayer(width, heads, inner) for _ in range(layers))
+        self.positions = None if looks_back else nn.Parameter(torch.randn(segment, width) / math.sqrt(width))
+        self.layers = nn.ModuleList(EncoderLayer(width, heads, inner, looks_back) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.write = SlotWriter(slots, width, heads, temperature)
         reach = min(1.0, 4.0 / math.sqrt(width))  # components of a unit vector, four standard deviations wide
@@ -215,7 +211,8 @@ class MemoryEncoder(StreamingModule):
         memory, real = state["memory"], None if valid is None else real_frames(x, valid)
         x = cleared(x, valid)
         mask = both(causal_mask(x) if self.looks_back else None, None if real is None else real[:, None, None, :])
-        x = x + self.positions[: x.shape[1]]
+        if self.positions is not None:
+            x = x + self.positions[: x.shape[1]]
         for layer in self.layers:
             x = layer(x, memory, mask)
         encoded: Tensor = self.norm(x)

@@ -20,9 +20,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from edgemem.cells.attention import MASKED, merged, split
 from edgemem.cells.folding import linear
-from edgemem.cells.legendre import cleared
-from edgemem.cells.memformer import MASKED, merged, split
+from edgemem.cells.padding import cleared
 from edgemem.module import State, StreamingModule
 from edgemem.state import StateTensor
 

@@ -17,62 +17,17 @@ work.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from edgemem.cells.folding import linear
-from edgemem.cells.legendre import cleared
-from edgemem.cells.memformer import MASKED, FeedForward, merged, split
+from edgemem.cells.attention import RelativeAttention
+from edgemem.cells.memformer import FeedForward
+from edgemem.cells.padding import cleared
 from edgemem.cells.transformer import rows_from
 from edgemem.module import State, StreamingModule
 from edgemem.state import StateTensor
 
 MEMORY_REACH = 2.0  # standard deviations of a hidden row
-
-
-def sinusoids(distance: Tensor, width: int) -> Tensor:
-    """R [n, width] of distances [n] in frames: sines, then cosines, of wavelengths 2 pi to 2 pi 10000."""
-    place = torch.arange((width + 1) // 2, device=distance.device).to(distance.dtype)
-    angle = distance[:, None] * torch.exp(place * (-math.log(10_000.0) / max(1, (width + 1) // 2)))
-    return torch.cat([torch.sin(angle), torch.cos(angle)], dim=1)[:, :width]
-
-
-def by_distance(scores: Tensor) -> Tensor:
-    """Scores [batch, heads, length, memory + length] by distance, the farthest first, as scores by row.
-
-    Row i sees key j at the distance memory + i - j. Entries of keys later than their row mean nothing.
-    """
-    batch, heads, length, rows = scores.shape
-    moved = torch.cat([scores.new_zeros(batch, heads, length, 1), scores], dim=3)
-    return moved.reshape(batch, heads, rows + 1, length)[:, :, 1:].reshape(batch, heads, length, rows)
-
-
-class RelativeAttention(nn.Module):
-    """Attention from the rows of a segment to those of its memory and to its own earlier ones."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query, self.key = linear(width, width, bias=False), linear(width, width, bias=False)
-        self.value, self.distance = linear(width, width), linear(width, width, bias=False)  # W_v, W_r
-        self.out = linear(width, width)
-        self.content_bias = nn.Parameter(0.1 * torch.randn(heads, 1, width // heads))  # u
-        self.place_bias = nn.Parameter(0.1 * torch.randn(heads, 1, width // heads))  # w
-
-    def forward(self, z: Tensor, length: int, visible: Tensor) -> Tensor:
-        """z [batch, memory + length, width], `visible` [batch, length, memory + length]; [batch, length, width]."""
-        rows = z.shape[1]
-        q = split(self.query(z[:, rows - length :]), self.heads)
-        k, v = split(self.key(z), self.heads), split(self.value(z), self.heads)
-        far_to_near = torch.arange(rows - 1, -1, -1, device=z.device).to(z.dtype)
-        r = split(self.distance(sinusoids(far_to_near, z.shape[2]))[None], self.heads)
-        placed = by_distance((q + self.place_bias) @ r.transpose(2, 3))
-        scores = ((q + self.content_bias) @ k.transpose(2, 3) + placed) / math.sqrt(q.shape[3])
-        weights = torch.softmax(torch.where(visible[:, None], scores, MASKED), dim=-1)
-        y: Tensor = self.out(merged(weights @ v))
-        return y
 
 
 class XLLayer(nn.Module):
@@ -123,8 +78,8 @@ class SegmentMemory(StreamingModule):
         return self.norm(x), {name: after[name] for name in state}
 
     def visible(self, length: int, real: Tensor) -> Tensor:
-        """[batch, length, memory + length] true where a row may look, `real` [batch, 1] rows being in the memory."""
+        """[batch, 1, length, memory + length] true where a row may look, `real` [batch, 1] rows being in the memory."""
         row = torch.arange(self.memory + length, device=real.device)
         earlier = row[None, :] <= row[self.memory :, None]
         there = row[None, :].to(real.dtype) >= self.memory - real
-        return earlier[None] & there[:, None]
+        return (earlier[None] & there[:, None])[:, None]

@@ -228,5 +228,6 @@ MODELS = (
         summary="Byte language model with an external memory, causal inside its segment",
         config=LanguageConfig,
         build=language_model,
+        checkpoint="lm-memformer.safetensors",
     ),
 )

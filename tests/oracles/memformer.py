@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.oracles import transformer_xl
 from tests.oracles.common import Parameters, layer_norm, linear, relu, softmax, sub
 
 Vectors = list[np.ndarray]
@@ -70,14 +71,16 @@ def encode(
     part: Parameters, config: Any, segment: Vectors, memory: Vectors, bidirectional: bool
 ) -> tuple[Vectors, Vectors]:
     """The encoded frames of one segment, and the memory after it."""
-    rows = [x + part["positions"][place] for place, x in enumerate(segment)]
+    rows = [x + part["positions"][place] for place, x in enumerate(segment)] if bidirectional else segment
     for i in range(config.layers):
         layer = sub(part, f"layers.{i}")
         normed = [norm(layer, "attend_norm", x) for x in rows]
-        reach = [len(rows) if bidirectional else place + 1 for place in range(len(rows))]
-        rows = [
-            x + attended(sub(layer, "attend"), config.heads, normed[t], normed[: reach[t]]) for t, x in enumerate(rows)
-        ]
+        if bidirectional:
+            rows = [
+                x + attended(sub(layer, "attend"), config.heads, u, normed) for x, u in zip(rows, normed, strict=True)
+            ]
+        else:
+            rows = [x + transformer_xl.attended(sub(layer, "attend"), config, normed, t) for t, x in enumerate(rows)]
         rows = [x + attended(sub(layer, "read"), config.heads, norm(layer, "read_norm", x), memory) for x in rows]
         rows = [x + feed_forward(sub(layer, "feed"), norm(layer, "feed_norm", x)) for x in rows]
     encoded = [norm(part, "norm", x) for x in rows]

@@ -2,7 +2,7 @@
 
     python -m bench.tasks.bytes                      all four: an hour of one core to train, some minutes to measure
     python -m bench.tasks.bytes --model lm-rwkv4     one of them; the others' numbers stay
-    python -m bench.tasks.bytes --evaluate           the shipped checkpoints, without training
+    python -m bench.tasks.bytes --evaluate           the shipped checkpoints; costs alone where none ships
     python -m bench.tasks.bytes --quick              a miniature in two minutes, into build/bytes
 
     lm-rwkv4             step   800 of 800  train 1.40  4,500 bytes per CPU second  valid 1.65
@@ -65,17 +65,19 @@ def trained(name: str, recipe: Recipe, target: Path) -> dict[str, Any]:
 
 def measured(name: str, checkpoint: Path, sizes: Sequence[int], largest: int | None) -> dict[str, Any]:
     """Quality on the test split and on the packaged excerpt, and the costs of a long past."""
-    program = torch_program(name, FRAMES_PER_STEP, checkpoint=checkpoint)
-    found = measure.test_bits(program, largest)
-    say(name, f"test {found['bits_per_byte']:.4f} bits per byte")
+    there = checkpoint if checkpoint.is_file() else None
+    program = torch_program(name, FRAMES_PER_STEP, checkpoint=there)
+    quality: dict[str, Any] = {}
+    if there is not None:
+        quality = {"test": measure.test_bits(program, largest), "checkpoint_bytes": checkpoint.stat().st_size}
+        say(name, f"test {quality['test']['bits_per_byte']:.4f} bits per byte")
     return {
+        **quality,
         "config": program.contract.model.config,
         "parameters": program.contract.model.parameters,
-        "checkpoint_bytes": checkpoint.stat().st_size,
         "state_bytes": sum(array.nbytes for array in program.new_state().get().values()),
-        "test": found,
-        "shipped": contexts.costs(name, checkpoint, (None,))[0],
-        "contexts": contexts.costs(name, checkpoint, sizes),
+        "shipped": contexts.costs(name, there, (None,))[0],
+        "contexts": contexts.costs(name, there, sizes),
     }
 
 
@@ -100,16 +102,18 @@ def run(options: argparse.Namespace) -> None:
     """Train unless told not to, measure, write."""
     earlier = timing.RESULTS / "bytes.json"
     models = json.loads(earlier.read_text())["models"] if earlier.is_file() and not options.quick else {}
-    sizes, largest = ((256, 512), 256) if options.quick else (contexts.CONTEXTS, None)
+    sizes, largest = ((512,), 256) if options.quick else (contexts.CONTEXTS, None)
     for name in options.model or MODELS:
         target = QUICK_FOLDER / f"{name}.safetensors" if options.quick else checkpoints.packaged(f"{name}.safetensors")
         if options.evaluate:
-            training = models[name]["training"]
+            training = models.get(name, {}).get("training")
         else:
             recipe = recipe_of(name, 8 if options.quick else options.steps, options.seed)
             recipe = replace(recipe, judged=1, valid_bytes=2049) if options.quick else recipe
             training = trained(name, recipe, target)
-        models[name] = {"training": training, **measured(name, target, sizes, largest)}
+        models[name] = measured(name, target, sizes, largest)
+        if training is not None:
+            models[name]["training"] = training
         if not options.quick:  # what is done is kept if the next one fails
             write(models)
     if options.quick:

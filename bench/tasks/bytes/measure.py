@@ -48,7 +48,7 @@ def picture(models: Mapping[str, Any], path: Path) -> None:
     (quality, state), (peak, speed) = figure.subplots(2, 2)
     for name, found in models.items():
         style: dict[str, Any] = {"label": name, "color": COLOURS.get(name), "marker": "o", "markersize": 4}
-        curve, rows = found["training"]["curve"], found["contexts"]
+        curve, rows = found.get("training", {}).get("curve", []), found["contexts"]
         quality.plot([p["bytes"] / 1e6 for p in curve], [p["valid_bits_per_byte"] for p in curve], **style)
         at = [row["context"] for row in rows]
         state.loglog(at, [row["state_bytes"] / 1e6 for row in rows], **style)
@@ -60,5 +60,5 @@ def picture(models: Mapping[str, Any], path: Path) -> None:
     speed.set(xlabel="context, bytes", ylabel="ms of one CPU thread", title="Time per byte")
     for axes in (quality, state, peak, speed):
         axes.grid(alpha=0.3)
-    quality.legend()
+    state.legend()
     figure.savefig(path, dpi=100, metadata={"Software": None})

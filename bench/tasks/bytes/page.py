@@ -16,13 +16,14 @@ CONSTANT = 1.25  # times differ by so much from one process to the next on a bus
 def section(result: dict[str, Any]) -> Section:
     """What the four models reached on the same data with the same budget."""
     models = result["models"]
-    splits, any_model = result["splits"], next(iter(models.values()))
+    trained = {name: found for name, found in models.items() if "test" in found}
+    splits, any_model = result["splits"], next(iter(trained.values()))
     recipe = any_model["training"]["recipe"]
     budget = recipe["steps"] * recipe["batch"] * recipe["window"]
     claims = []
-    if {MEMFORMER, XL} <= set(models):
+    if {MEMFORMER, XL} <= set(trained):
         claims.append(memformer(models, budget))
-    if {RWKV, FULL} <= set(models):
+    if {RWKV, XL} <= set(trained) and FULL in models:
         claims.append(rwkv(models, budget))
     return Section(
         title="Byte-level language modelling",
@@ -35,7 +36,7 @@ def section(result: dict[str, Any]) -> Section:
             "streamed from the start state with float16 weights; costs are onnxruntime's on one thread, in CPU time."
         ),
         claims=claims,
-        tables=(quality(models), *((cost_table(models),) if models else ())),
+        tables=(quality(trained), cost_table(models)),
         pictures=("bytes.png",),
     )
 
@@ -72,10 +73,11 @@ def memformer(models: Mapping[str, Any], budget: int) -> Claim:
 def rwkv(models: Mapping[str, Any], budget: int) -> Claim:
     """Constant memory and time per token, on par with Transformers of its size."""
     ours, theirs = models[RWKV], models[FULL]
+    rival = FULL if "test" in theirs else XL  # of the quality, where the Transformer has not been trained
     near, far = ours["contexts"][0], ours["contexts"][-1]
     slower = far["seconds_per_byte"] / near["seconds_per_byte"]
     grown = theirs["contexts"][-1]["seconds_per_byte"] / theirs["contexts"][0]["seconds_per_byte"]
-    worse = ours["test"]["bits_per_byte"] - theirs["test"]["bits_per_byte"]
+    worse = ours["test"]["bits_per_byte"] - models[rival]["test"]["bits_per_byte"]
     same_state = len({row["state_bytes"] for row in ours["contexts"]}) == 1
     constant = same_state and slower <= CONSTANT
     span = f"{near['context'] // 1024} k to {far['context'] // 1024} k"
@@ -84,14 +86,14 @@ def rwkv(models: Mapping[str, Any], budget: int) -> Claim:
         paper="Peng et al. 2023",
         claim="Constant memory and computation per token, on par with Transformers of its size",
         setup=(
-            f"{millions(ours)} parameters against a Transformer of {millions(theirs)} that attends "
-            f"{theirs['config']['context']} bytes when trained; {budget / 1e6:.1f} MB of Python source each "
-            "(the paper: the Pile, 0.17 to 14 billion parameters)"
+            f"{millions(ours)} parameters; costs beside `{FULL}` ({millions(theirs)}, full attention), quality beside "
+            f"`{rival}` trained on the same {budget / 1e6:.1f} MB of Python source (the paper: the Pile, 0.17 to 14 "
+            "billion parameters)"
         ),
         measured=(
-            f"{bits(ours)} against {bits(theirs)} bits per byte; state {kib(near)} at every context, time per byte "
-            f"{slower:.2f}x from {span} bytes of past (the Transformer's cache grows from {kib(theirs['contexts'][0])} "
-            f"to {kib(theirs['contexts'][-1])}, its time {grown:.0f}x)"
+            f"{bits(ours)} against {bits(models[rival])} bits per byte; state {kib(near)} at every context, time per "
+            f"byte {slower:.2f}x from {span} bytes of past (the Transformer's cache grows from "
+            f"{kib(theirs['contexts'][0])} to {kib(theirs['contexts'][-1])}, its time {grown:.0f}x)"
         ),
         verdict=f"{'Reached' if constant else 'Not constant as measured'}. Quality: {compared(worse)}.",
     )
