@@ -44,6 +44,7 @@ class Section:
     claims: Sequence[Claim] = ()
     tables: Sequence[Table] = ()
     pictures: Sequence[str] = ()
+    recipe: str | None = None  # the module that measures it; None: that of the task
 
 
 def ratio(ours: float, theirs: float) -> str:

@@ -11,6 +11,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+from bench import quant_table
 from bench.claims import Claim, Section, markdown
 from bench.timing import RESULTS
 from edgemem.files import atomic_write
@@ -31,6 +32,8 @@ def sections() -> dict[str, Section]:
         path, module = RESULTS / f"{name}.json", f"bench.tasks.{name}.page"
         if path.is_file() and importlib.util.find_spec(module):
             found[name] = importlib.import_module(module).section(json.loads(path.read_text()))
+    if (RESULTS / "quant.json").is_file():
+        found["quant"] = quant_table.section(json.loads((RESULTS / "quant.json").read_text()))
     return found
 
 
@@ -47,7 +50,8 @@ def rendered(name: str, section: Section) -> str:
     for table in section.tables:
         parts += [f"**{table.title}**", markdown(table.heads, table.rows)]
     parts += [f"![{Path(picture).stem}]({picture})" for picture in section.pictures]
-    parts.append(f"Recipe: `python -m bench.tasks.{name}`; numbers: [{name}.json]({name}.json).")
+    recipe = section.recipe or f"bench.tasks.{name}"
+    parts.append(f"Recipe: `python -m {recipe}`; numbers: [{name}.json]({name}.json).")
     return "\n\n".join(parts)
 
 

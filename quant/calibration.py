@@ -3,10 +3,10 @@
     data = read("speech/", contract)                          or .npy, .npz, .wav, text; or the packaged excerpt
     seen = observed(model, contract, data, ["val_6", ...])    {name: Observed}
 
-A fresh state is not what a stream lives in, so sequences run on from step to step. In the first half a reset schedule
-decides how long: runs of 16, 64, 256, 1024 … steps in turn, cut at the end of every sequence. The second half is one
-run that is never reset, in which slow states fill up. Steps are grouped by their position in the run (1, 2-3, 4-7 …),
-and every group gives equally many samples, so that late positions, of which there are many, do not drown the first.
+A fresh state is not what a stream lives in, so sequences run on from step to step. At first a reset schedule decides
+how long: runs of 16, 64, 256, 1024 … steps in turn, cut at the end of every sequence. Its steps are grouped by their
+position in the run (1, 2-3, 4-7 …), and every group gives equally many samples. Then comes one run over 4096 frames or
+more that is never reset, in which slow states fill up, and of which one step in several is looked at.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Frames = Mapping[str, Array]  # [time, *features] by input name
 RUNS = (16, 64, 256, 1024, 4096)  # steps between resets
 STEPS = 1024
+LONG_FRAMES = 4096
 GROUPS = 12  # of positions: 1, 2-3, 4-7, …
 VALUES_PER_STEP = 128  # kept of each tensor and step, for percentiles
 SOURCES = "sources"  # the text of edgemem's own modules
@@ -253,15 +254,15 @@ def checked(array: Array, port: InputFacts, path: Path) -> Array:
 def steps(
     contract: Contract, data: Data, count: int = STEPS, runs: Sequence[int] = RUNS
 ) -> Iterator[tuple[int, dict[str, Array]]]:
-    """`count` steps of inputs with their position in the run; position 0 wants a reset.
+    """Inputs of one step after another with their position in the run; position 0 wants a reset.
 
-    The first half follows the reset schedule, the second half is one run without an end, over the data again and
-    again; without `runs` all of it is.
+    `count // 2` steps follow the reset schedule; as many, or more, are one run without an end, over the data again and
+    again. Without `runs`, `count` steps are all of that kind.
     """
-    scheduled = count // 2 if runs else 0
+    scheduled, long = parts(contract, count, runs)
     lengths, pieces = itertools.cycle(runs or (count,)), chunks(contract, data)
     position, length = 0, 0
-    for made in range(count):
+    for made in range(scheduled + long):
         begins, inputs = next(pieces)
         if made < scheduled and (begins or position == length):
             position, length = 0, next(lengths)
@@ -269,6 +270,13 @@ def steps(
             position = 0
         yield position, inputs
         position += 1
+
+
+def parts(contract: Contract, count: int, runs: Sequence[int]) -> tuple[int, int]:
+    """Steps that follow the reset schedule, and steps of the long run."""
+    if not runs:
+        return 0, count
+    return count // 2, max(count - count // 2, LONG_FRAMES // contract.chunk.frames)
 
 
 def chunks(contract: Contract, data: Data) -> Iterator[tuple[bool, dict[str, Array]]]:
@@ -308,16 +316,19 @@ def observed(
     seen = {name: Observed() for name in dict.fromkeys(names)}
     taken = [0] * GROUPS
     state = starts(model, contract)
-    for position, inputs in steps(contract, data, count, runs):
+    scheduled, long = parts(contract, count, runs)
+    stride = max(1, long // max(1, count // 2)) if runs else 1
+    for made, (position, inputs) in enumerate(steps(contract, data, count, runs)):
         if position == 0:
             state = starts(model, contract)
         feeds = {**inputs, **state}
         values = {**feeds, **dict(zip(results, session.run(results, feeds), strict=True))}
         group = min(int(np.log2(position + 1)), GROUPS - 1)
         taken[group] += 1
-        chosen = taken[group] <= max(1, count // GROUPS)
-        for name, tensor in seen.items():
-            tensor.add(values[name], chosen)
+        if made < scheduled or (made - scheduled) % stride == 0:
+            chosen = made >= scheduled or taken[group] <= max(1, count // GROUPS)
+            for name, tensor in seen.items():
+                tensor.add(values[name], chosen)
         state = {facts.input: values[facts.output] for facts in contract.states}
     return seen
 

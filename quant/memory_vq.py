@@ -31,7 +31,7 @@ from edgemem.quant.kmeans import assigned, kmeans
 from edgemem.quant.scheme import Job, Scheme
 
 UINT8, INT32, INT64 = ir.DataType.UINT8, ir.DataType.INT32, ir.DataType.INT64
-STEPS = 256
+STEPS = 512
 POINTS = 4096  # that each group's codebook is fitted to
 REFITS = 2
 
@@ -80,7 +80,7 @@ def rolled(job: Job, chosen: list[StateFacts], books: Mapping[str, Array]) -> di
     results = [output.name for output in session.get_outputs()]
     found: dict[str, list[Array]] = {s.name: [] for s in chosen}
     state = starts(job.model, job.contract)
-    for position, inputs in steps(job.contract, job.calibration.data, STEPS):
+    for position, inputs in steps(job.contract, job.calibration.data, STEPS, runs=()):
         if position == 0:
             state = starts(job.model, job.contract)
         values = dict(zip(results, session.run(results, {**inputs, **state}), strict=True))

@@ -11,9 +11,9 @@
     with residual=R                 W.book.0, W.codes.0 …, the R gathered terms added before the Reshape
 
 W.codes uint8 [out, in / dim] (uint16 above 256 codes), W.book float16 [codes, dim], W.scale.rows [out, 1]. Small
-matrices share a codebook, which has the name of the first. It is found by k-means++, every input weighted by its second
-moment where calibration data is given. What the codes do not fit, or would not make smaller than int8, is stored as in
-`w8`.
+matrices share a codebook, which has the name of the first. It is found by k-means++, every input weighted by its
+second moment where calibration data is given; `tune=STEPS` trains it from there (see `edgemem.quant.tuning`). What the
+codes do not fit, or would not make smaller than int8, is stored as in `w8`.
 """
 
 from __future__ import annotations
@@ -69,12 +69,19 @@ def apply(job: Job) -> None:
     others: list[Weight] = []
     for weight in job.weights():
         (fitting if weight.array.ndim == 2 and weight.rows.shape[1] % dim == 0 else others).append(weight)
+    coded_pools: list[tuple[list[Weight], list[Coded]]] = []
     for pool in pools(fitting):
         moments = [job.second_moments(weight) for weight in pool]
         coded = encoded([weight.rows for weight in pool], dim, codes, residual, moments, seed)
         if coded[0].books.nbytes + sum(c.own_bytes for c in coded) >= sum(w.array.size for w in pool):
             others.extend(pool)
-            continue
+        else:
+            coded_pools.append((pool, coded))
+    if int(job.settings["tune"]) and coded_pools:
+        from edgemem.quant.tuning import tuned
+
+        coded_pools = tuned(job, coded_pools, int(job.settings["tune"]), seed)
+    for pool, coded in coded_pools:
         for weight, code in zip(pool, coded, strict=True):
             before, after = weight.array, weight.stored(code.decoded())
             rewrite(job.model, weight, code, pool[0].name)
@@ -183,6 +190,6 @@ SCHEME = Scheme(
     "vq",
     "vector codes and float16 codebooks: log2(codes) / dim bits per weight",
     apply,
-    {"dim": 4, "codes": 256, "residual": 1, "seed": 0},
+    {"dim": 4, "codes": 256, "residual": 1, "tune": 0, "seed": 0},
     uses_data=True,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,21 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     export_model("lm-rwkv4", folder / "lm.onnx", {"layers": 1, "width": 16}, seed=1)
     export_model("kws-lmuformer", folder / "k.onnx")
     return folder
+
+
+@pytest.fixture(scope="session")
+def zoo(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Small models of the zoo by name, exported once."""
+    folder = tmp_path_factory.mktemp("zoo")
+    from edgemem.export import export_model
+    from tests.zoo import SMALL
+
+    known = {"lm-rwkv4": models / "lm.onnx", "lmu": models / "lmu.onnx", "kws-lmuformer": models / "k.onnx"}
+
+    def path(name: str) -> Path:
+        file = known.get(name, folder / f"{name}.onnx")
+        if not file.exists():
+            export_model(name, file, SMALL.get(name, {}), seed=3)
+        return file
+
+    return path

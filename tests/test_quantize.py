@@ -18,14 +18,12 @@ from onnx import numpy_helper
 from edgemem import load
 from edgemem.cli.main import cli
 from edgemem.errors import ContractError, UsageError
-from edgemem.export import export_model
 from edgemem.modelfile import open_model
 from edgemem.program import Array
 from edgemem.quant import quantize
 from edgemem.quant.w8 import quantized
 from edgemem.trial import random_inputs, trial
 from edgemem.verify import verify
-from tests.zoo import SMALL
 
 SCHEMES = {
     "f16": 0.01,
@@ -36,24 +34,9 @@ SCHEMES = {
     "vq:dim=2,codes=64": 0.8,
 }  # the largest error allowed on small random models, relative
 STEPS = 40
-NAMES = ("lm-rwkv4", "lmu", "memformer-seq2seq", "folding")  # of every family
+NAMES = ("lm-rwkv4", "lmu", "memformer", "folding")  # of every family
 FEW = 8  # elements: the small models have small matrices
 Files = Callable[[str], Path]
-
-
-@pytest.fixture(scope="session")
-def zoo(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """Small models of the zoo by name, exported once."""
-    folder = tmp_path_factory.mktemp("zoo")
-    known = {"lm-rwkv4": models / "lm.onnx", "lmu": models / "lmu.onnx", "kws-lmuformer": models / "k.onnx"}
-
-    def path(name: str) -> Path:
-        file = known.get(name, folder / f"{name}.onnx")
-        if not file.exists():
-            export_model(name, file, SMALL.get(name, {}), seed=3)
-        return file
-
-    return path
 
 
 def random_data(model: Path, path: Path, frames: int = 256) -> Path:
@@ -117,7 +100,7 @@ def restored(model: onnx.ModelProto, name: str) -> Array | None:
     return None
 
 
-@pytest.mark.parametrize("name", ["lm-rwkv4", "memformer-seq2seq", "kws-lmuformer", "folding"])
+@pytest.mark.parametrize("name", ["lm-rwkv4", "memformer", "kws-lmuformer", "folding"])
 def test_int8_file_computes_what_its_dequantized_weights_compute(zoo: Files, name: str, tmp_path: Path) -> None:
     """The oracle is the float file with every weight replaced by (int8 times scale), read by the ONNX library."""
     quantize(zoo(name), tmp_path / "q.onnx", "w8", smallest=FEW, steps=STEPS)

@@ -1,0 +1,104 @@
+"""k-means, vector codes of weights, vector codes of the memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgemem import load
+from edgemem.errors import UsageError
+from edgemem.modelfile import open_model
+from edgemem.narrow import as_parent
+from edgemem.quant import quantize
+from edgemem.quant.kmeans import assigned, kmeans
+from edgemem.quant.vq import encoded
+from edgemem.trial import poisoned
+from edgemem.verify import verify
+from tests.test_quantize import Files, random_data
+
+
+def test_centres_are_as_good_as_scikit_learns() -> None:
+    cluster = pytest.importorskip("sklearn.cluster")
+    points = np.random.default_rng(0).standard_normal((2000, 3)).astype(np.float32)
+    theirs = cluster.KMeans(16, n_init=1, random_state=0).fit(points).inertia_
+    assert assigned(points, kmeans(points, 16))[1].sum() < 1.1 * theirs
+
+
+def test_weights_draw_the_centres() -> None:
+    """The oracle: the weighted error of the centres, against those that were found without weights."""
+    rng = np.random.default_rng(1)
+    points, weights = rng.standard_normal((1500, 2)).astype(np.float32), rng.uniform(0.01, 1, (1500, 2)) ** 3
+    with_them, without = kmeans(points, 8, weights), kmeans(points, 8)
+    assert assigned(points, with_them, weights)[1].sum() < assigned(points, without, weights)[1].sum()
+    labels, errors = assigned(points, with_them, weights)
+    wanted = (weights[:, None] * (points[:, None] - with_them[None]) ** 2).sum(axis=2)
+    np.testing.assert_allclose(errors, wanted.min(axis=1), rtol=1e-3, atol=1e-6)
+    assert (wanted[np.arange(1500), labels] <= wanted.min(axis=1) * (1 + 1e-3) + 1e-6).all()
+
+
+@given(st.integers(0, 1000), st.sampled_from([1, 2, 4]), st.sampled_from([2, 16, 64]))
+def test_codes_are_never_worse_than_k_means_itself(seed: int, dim: int, codes: int) -> None:
+    """float16 codebooks are assigned anew, so that rounding them costs next to nothing."""
+    rows = np.random.default_rng(seed).standard_normal((12, 8)).astype(np.float32)
+    (coded,) = encoded([rows], dim, codes, seed=seed)
+    scale = coded.scale.astype(np.float64)[:, None]
+    points = (rows / scale).reshape(-1, dim)
+    own = assigned(points, kmeans(points, codes, seed=seed))[1].sum()
+    found = (((coded.decoded() - rows) / scale) ** 2).sum()
+    assert found <= own * 1.01 + 1e-3
+
+
+def test_each_residual_codebook_makes_the_error_smaller() -> None:
+    rows = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    errors = [np.mean((encoded([rows], 4, 64, residual)[0].decoded() - rows) ** 2) for residual in (1, 2, 3)]
+    assert errors[0] > 1.5 * errors[1] > 2.25 * errors[2]
+
+
+@pytest.mark.parametrize("scheme", ["vq:dim=4,codes=300", "vq:dim=4,codes=16,residual=2"])
+def test_codes_and_codebooks_survive_the_file(models: Path, scheme: str, tmp_path: Path) -> None:
+    """What NumPy decodes from the file's constants is what the report said, tensor by tensor."""
+    report = quantize(models / "k.onnx", tmp_path / "q.onnx", scheme, steps=20)
+    before, after = open_model(models / "k.onnx").onnx.initializers, open_model(tmp_path / "q.onnx").onnx.initializers
+    coded = [choice for choice in report.tensors if choice.choice.startswith("codes")]
+    assert len(coded) > 8
+    for choice in coded:
+        owner = choice.choice.split(" entries of ")[1]
+        stages = [".0", ".1"] if "residual" in scheme else [""]
+        terms = [
+            after[f"{owner}.book{s}"].numpy().astype(np.float32)[after[f"{choice.name}.codes{s}"].numpy()]
+            for s in stages
+        ]
+        scale = after[f"{choice.name}.scale.rows"].numpy().astype(np.float32)
+        rows = sum(terms[1:], terms[0]).reshape(len(scale), -1) * scale
+        error = np.abs(rows.T - before[choice.name].numpy()).max()
+        assert error == pytest.approx(choice.max_abs_error, rel=1e-5)
+
+
+def test_two_bits_take_a_tenth(models: Path, tmp_path: Path) -> None:
+    report = quantize(models / "k.onnx", tmp_path / "q.onnx", "vq:dim=4,codes=256", steps=20)
+    assert report.ratio < 0.1
+
+
+@pytest.mark.parametrize("scheme", ["vq:dim=0", "vq:codes=1", "vq:residual=9", "memory-vq:codes=257"])
+def test_settings_that_cannot_be_are_refused(models: Path, scheme: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="were wanted"):
+        quantize(models / "k.onnx", tmp_path / "q.onnx", scheme)
+
+
+def test_memory_as_codes(zoo: Files, tmp_path: Path) -> None:
+    parent, out = zoo("memformer"), tmp_path / "q.onnx"
+    data = random_data(parent, tmp_path / "x.npz", 512)
+    report = quantize(parent, out, "memory-vq:dim=4,codes=64", calibrate=data, steps=50)
+    assert report.state_bytes_before == 16 * report.state_bytes_after  # one byte for four float32
+    assert verify(out, 50, reference=parent).ok
+    assert all(a.tobytes() == b.tobytes() for _, a, b in poisoned(load(out), 8))
+    view = as_parent(open_model(out), load(out), load(parent))
+    state = view.new_state()
+    held = state.get()
+    state.set(held)
+    for name, value in state.get().items():  # what codes can hold comes back as it was
+        np.testing.assert_array_equal(value, held[name])
