@@ -318,15 +318,15 @@ def observed(
     state = starts(model, contract)
     scheduled, long = parts(contract, count, runs)
     stride = max(1, long // max(1, count // 2)) if runs else 1
-    for made, (position, inputs) in enumerate(steps(contract, data, count, runs)):
+    for step, (position, inputs) in enumerate(steps(contract, data, count, runs)):
         if position == 0:
             state = starts(model, contract)
         feeds = {**inputs, **state}
         values = {**feeds, **dict(zip(results, session.run(results, feeds), strict=True))}
         group = min(int(np.log2(position + 1)), GROUPS - 1)
         taken[group] += 1
-        if made < scheduled or (made - scheduled) % stride == 0:
-            chosen = made >= scheduled or taken[group] <= max(1, count // GROUPS)
+        if step < scheduled or (step - scheduled) % stride == 0:
+            chosen = step >= scheduled or taken[group] <= max(1, count // GROUPS)
             for name, tensor in seen.items():
                 tensor.add(values[name], chosen)
         state = {facts.input: values[facts.output] for facts in contract.states}

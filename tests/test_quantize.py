@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import numpy_helper
@@ -18,12 +18,15 @@ from onnx import numpy_helper
 from edgemem import load
 from edgemem.cli.main import cli
 from edgemem.errors import ContractError, UsageError
+from edgemem.export import export_model
 from edgemem.modelfile import open_model
 from edgemem.program import Array
 from edgemem.quant import quantize
 from edgemem.quant.w8 import quantized
 from edgemem.trial import random_inputs, trial
 from edgemem.verify import verify
+from tests.zoo import NAMES as ALL
+from tests.zoo import settings_of
 
 SCHEMES = {
     "f16": 0.01,
@@ -66,6 +69,29 @@ def test_every_scheme_shrinks_and_streams_every_model(zoo: Files, name: str, sch
     inputs = {n: x for n, x in random_inputs(stream.contract, rng).items() if n != "valid"}
     outputs = stream.step(inputs if len(inputs) > 1 else next(iter(inputs.values())))
     assert np.isfinite(outputs).all()
+
+
+@settings(max_examples=3, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(st.data())
+def test_any_small_model_of_the_zoo_quantizes_and_streams(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    name = data.draw(st.sampled_from(ALL), label="model")
+    config = data.draw(settings_of(name), label="settings")
+    scheme = data.draw(st.sampled_from([*SCHEMES, "w8a8-outlier"]), label="scheme")
+    folder = tmp_path_factory.mktemp("any")
+    export_model(name, folder / "m.onnx", config, seed=1)
+    examples = random_data(folder / "m.onnx", folder / "x.npz")
+    try:
+        quantize(folder / "m.onnx", folder / "q.onnx", scheme, calibrate=examples, smallest=1, steps=8)
+    except UsageError as error:  # codebooks and scales of a few weights may be larger than the weights
+        assert "would not shrink" in str(error)
+        return
+    program = load(folder / "q.onnx")
+    state, rng = program.new_state(), np.random.default_rng(0)
+    for _ in range(4):
+        outputs = program.step(random_inputs(program.contract, rng), state)
+        assert all(np.isfinite(value).all() for value in outputs.values())
 
 
 matrices = hnp.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 9)), elements=st.floats(-8, 8, width=32))
