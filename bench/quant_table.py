@@ -121,7 +121,7 @@ def section(result: dict[str, Any]) -> Section:
     heads = ("model", "scheme", "bytes", "of float32", "output error", "quality", "µs per step", "of float32")
     lines = []
     for model, rows in result["models"].items():
-        for scheme, row in rows.items():
+        for scheme, row in sorted(rows.items(), key=lambda item: (item[0] != "float", -item[1]["ratio"])):
             judged = f"{row['metric']} {row['quality']:.4f}" if row.get("task") else "–"
             lines.append(
                 [
@@ -138,7 +138,7 @@ def section(result: dict[str, Any]) -> Section:
     return Section(
         title="Quantization",
         text=(
-            "Every scheme on a model of each family, in onnxruntime on one thread. Bytes are of all initializers: "
+            "Every scheme on models of the zoo, in onnxruntime on one thread. Bytes are of all initializers: "
             "embeddings, scales and codebooks included. The output error is RMS, relative, over the packaged "
             "calibration sequences; quality is that of the task's excerpt, for models that ship trained (the "
             "others have random weights). onnxruntime dequantizes int8 weights anew in every step; compiled "
