@@ -281,3 +281,35 @@ def test_every_state_has_its_own_bytes(programs: Path) -> None:
         spans.sort()
         assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
         assert spans[0][0] >= 64 and spans[-1][1] <= manifest["bytes"]["state"]
+
+
+def test_the_profile_accounts_for_every_call(programs: Path, tmp_path: Path) -> None:
+    from edgemem.cli.main import cli
+
+    done = CliRunner().invoke(cli, ["profile", str(programs / "rwkv4"), "--steps", "5", "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    manifest = json.loads((programs / "rwkv4" / "manifest.json").read_text())
+    assert {row["kernel"]: row["calls"] for row in found["kernels"]} == {
+        kernel["symbol"]: kernel["calls"] for kernel in manifest["kernels"]
+    }
+    assert found["total_us"] == pytest.approx(sum(row["us"] for row in found["kernels"]), abs=0.1)
+    touched = sum(call["weight_bytes"] + call["activation_bytes"] for call in manifest["calls"])
+    assert sum(row["bytes"] for row in found["kernels"]) == touched
+    refused = CliRunner().invoke(cli, ["profile", str(programs / "rwkv4"), "--runtime", "ort"])
+    assert isinstance(refused.exception, UsageError)
+
+
+@pytest.mark.parametrize("name", ["rwkv4", "lmu", "memformer"])
+@settings(max_examples=1, derandomize=True)  # seconds of compilation each
+@given(data=st.data())
+def test_random_models_compile_and_match(tmp_path_factory: pytest.TempPathFactory, name: str, data: Any) -> None:
+    from edgemem.export import export_model
+    from tests.zoo import settings_of
+
+    folder = tmp_path_factory.mktemp("random")
+    config = data.draw(settings_of(name))
+    export_model(name, folder / "m.onnx", config, seed=1, chunk=data.draw(st.integers(1, 2)))
+    compiled(folder / "m.onnx", folder / "p")
+    found = trial(edgemem.load(folder / "m.onnx"), edgemem.load(folder / "p"), 64)
+    assert found.holds, (config, found.first_divergence)

@@ -26,6 +26,7 @@ COMMANDS = {
     "eval": "Judge a model by a task, on a held-out excerpt.",
     "verify": "Prove that a model file computes what its torch module computes.",
     "bench": "Time a step in one runtime or several, side by side.",
+    "profile": "Show where a compiled step spends its time, kernel by kernel.",
     "demo": "Run the whole way, on real audio, in about a minute.",
     "doctor": "Show what is installed, what is missing, and the command that installs it.",
 }

@@ -39,6 +39,7 @@ from edgemem.text import human_bytes
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+GATHER = "take"  # PrimFuncs that read rows by index
 HINT_CHARACTERS = 40  # of a kernel's name that say what it computes
 
 
@@ -314,6 +315,9 @@ def kernel_facts(variant: Variant, source: emit.Source) -> dict[str, Any]:
 def call_facts(placed: Any, kernel: emit.Kernel, source: emit.Source) -> dict[str, Any]:
     """One call: the bytes of weights and of activations that it touches."""
     weights = sum(tensor.nbytes for tensor in placed.call.reads if tensor.number in source.plan.weights)
+    results = sum(tensor.nbytes for tensor in placed.call.writes)
+    if placed.call.kernel.startswith(GATHER):
+        weights = min(weights, results)  # of a table, only the rows that are looked up
     others = [t for t in (*placed.call.reads, *placed.call.writes) if t.number not in source.plan.weights]
     return {
         "symbol": kernel.symbol,

@@ -31,11 +31,11 @@ class Library:
 
     def __init__(self, path: Path, name: str) -> None:
         try:
-            self._handle = ctypes.CDLL(str(path))
-            self.reset = self._handle[f"{name}_reset"]
-            self.step = self._handle[f"{name}_step_bound"]
-            self.place = self._handle[f"{name}_state"]
-            self.check = self._handle[f"{name}_check"]
+            self.handle = ctypes.CDLL(str(path))
+            self.reset = self.handle[f"{name}_reset"]
+            self.step = self.handle[f"{name}_step_bound"]
+            self.place = self.handle[f"{name}_state"]
+            self.check = self.handle[f"{name}_check"]
         except (OSError, AttributeError) as error:
             raise ModelFileError(
                 f"{path} cannot be loaded on this machine ({error}); a program for another board runs with --board"
