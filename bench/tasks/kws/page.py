@@ -14,23 +14,36 @@ NEAR = 0.01  # accuracy within which two models are called alike
 
 
 def section(result: dict[str, Any]) -> Section:
-    """The shipped spotter on voices that no training heard, and four models trained alike."""
+    """The shipped spotter on voices that no training heard, and models trained alike."""
     accuracy = [[LEVELS[level], f"{100 * result['accuracy'][level]:.1f} %"] for level in LEVELS]
     tables = [Table("The shipped spotter: accuracy on clips", ("level", "accuracy"), accuracy)]
     tables.append(Table("and words that are no keywords, clean", ("words", "taken for unknown"), rejected(result)))
     if result["compared"]:
-        tables.append(Table("Four models, the same data and processor time", COMPARED_HEADS, compared(result)))
+        tables.append(Table("Models trained alike: the same data and processor time", COMPARED_HEADS, compared(result)))
     return Section(
         title="Keyword spotting",
         text=(
             f"Ten words, `unknown` and `silence`, synthesised speech, {len(result['test_voices'])} held-out voices, "
             f"{result['clips_per_level']} clips of one second at every level, decided from the streamed posteriors. "
             f"`{result['model']}` has {result['parameters']:,} parameters and needs "
-            f"{result['macs_per_second_of_audio'] / 1e6:.1f} million multiply-accumulates per second of audio."
+            f"{result['macs_per_second_of_audio'] / 1e6:.1f} million multiply-accumulates per second of audio; it "
+            f"was trained on {result['training']['words']:,} words by {result['training']['voices']} voices for "
+            f"{result['training']['recipe']['steps']:,} steps.{same_data(result)}"
         ),
         claims=claims(result),
         tables=tables,
         pictures=("kws_confusion.png", *(["kws_models.png"] if result["compared"] else [])),
+    )
+
+
+def same_data(result: dict[str, Any]) -> str:
+    """A sentence on the training of the models that are compared."""
+    if not result["compared"]:
+        return ""
+    training = next(iter(result["compared"].values()))["training"]
+    return (
+        f" The models that are compared heard {training['words']:,} words by {training['voices']} voices, each for "
+        f"about the same processor time, which is short: more of it would serve them all."
     )
 
 
@@ -40,7 +53,8 @@ def rejected(result: dict[str, Any]) -> list[list[str]]:
 
 
 COMPARED_HEADS = (
-    "model", "parameters", "million MACs/s", "state bytes", *LEVELS.values(), "word heard for -1 %", "training minutes",
+    "model", "parameters", "million MACs/s", "state bytes", *LEVELS.values(), "word heard for -1 %",
+    "processor minutes", "steps",
 )  # fmt: skip
 
 
@@ -55,6 +69,7 @@ def compared(result: dict[str, Any]) -> list[list[str]]:
             *(f"{100 * found['accuracy'][level]:.1f} %" for level in LEVELS),
             f"{100 * found['early']['enough']:.0f} %",
             f"{found['training']['processor_minutes']:.1f}",
+            f"{found['training']['recipe']['steps']:,}",
         ]
         for name, found in result["compared"].items()
     ]
