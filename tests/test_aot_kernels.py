@@ -67,6 +67,20 @@ def test_packed_products(tmp_path: Path, m: int, k: int, n: int) -> None:
     assert schedule == "tile"
 
 
+@pytest.mark.parametrize("lead", [(2, 12), (3, 1), (2, 3, 4)])
+def test_rows_in_several_axes(tmp_path: Path, lead: tuple[int, ...]) -> None:
+    """A bias that follows is computed on whole tiles, and no tile reaches from one axis into the next."""
+    rng = np.random.default_rng(len(lead))
+    x, w, b = (rng.standard_normal(shape).astype("f") for shape in ((*lead, 4), (4, 16), (16,)))
+    panel = matmul.panel_of(HOST, int(np.prod(lead)), 16)
+    left, right, bias = (te.placeholder(v.shape, "float32") for v in (x, panel.packed(w), b))
+    product = legalize.packed_product(left, right, (*lead, 16), panel)
+    y = te.compute((*lead, 16), lambda *i: product(*i) + bias(i[-1]), name="biased")
+    came, schedule = run(tmp_path, [left, right, bias, y], [x, panel.packed(w), b])
+    np.testing.assert_allclose(came, x.astype("d") @ w + b, rtol=1e-5, atol=1e-5)
+    assert schedule == "tile"
+
+
 @pytest.mark.parametrize("columns", [5, 16, 64, 200])
 def test_layer_norm_and_softmax(tmp_path: Path, columns: int) -> None:
     rng = np.random.default_rng(columns)

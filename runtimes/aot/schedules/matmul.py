@@ -76,10 +76,10 @@ def schedule(sch: Any, machine: Machine, name: str) -> None:
         sch.decompose_reduction(block, k)
         return
     lanes = min(machine.lanes, panel & -panel)
-    batch, row = (outer, None) if name == PACKED else (outer[:-1], outer[-1])
-    if row is None:
-        row = sch.fuse(*batch) if len(batch) > 1 else batch[0]
-        batch = []
+    rows = [int(sch.get(loop).extent) for loop in outer]
+    at = max((index for index, extent in enumerate(rows) if extent > 1), default=len(rows) - 1)
+    # Tiles stay inside one axis: what follows is computed on boxes, and a tile across two axes is no box.
+    row, batch = outer[at], [*outer[:at], *outer[at + 1 :]]
     tile = tile_rows(machine, int(sch.get(row).extent), max(1, panel // lanes))
     row, in_row = sch.split(row, [None, tile])
     column, in_column = sch.split(column, [None, panel])
