@@ -7,8 +7,10 @@ evaluate("lm.onnx", "bytes")         an exported, quantized or compiled file, ru
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from edgemem.errors import InputError
@@ -18,7 +20,7 @@ from edgemem.tasks import Score, Tick, quiet, task
 if TYPE_CHECKING:
     from edgemem.program import Program
 
-FRAMES_PER_STEP = 16  # of the torch program; the outputs are the same at any
+FRAMES_PER_STEP = 64  # of the torch program; the outputs are the same at any
 
 
 @dataclass(frozen=True)
@@ -57,28 +59,63 @@ def evaluate(
     """Judge `model`, a name from `edgemem models` or a file, by the task `name`.
 
     A zoo model is built with its shipped weights (random ones where none ship) and run by torch; a file is run by
-    `runtime`. `limit` takes only that many items of the excerpt.
+    `runtime`. `limit` takes only that many items of the excerpt. Where a zoo model ships in several forms, each is
+    judged: the value is their mean, the state that of the largest, and the weights those of all.
 
     Raises:
         UsageError: unknown task or runtime.
         ConfigError: no file and no model of that name.
         InputError: the model's inputs and outputs do not fit the task.
     """
-    wanted = task(name)
-    program = program_of(model, runtime, threads)
-    return judged(program, str(model), name, wanted.evaluate(fitting(program, name), limit, tick))
+    wanted, forms, found = task(name), forms_of(model), []
+    for done, form in enumerate(forms):
+        program = fitting(program_of(model, runtime, threads, form), name)
+        score = wanted.evaluate(program, limit, part_of(tick, done, len(forms)))
+        found.append(judged(program, str(model), name, score))
+    return found[0] if len(found) == 1 else together(found)
 
 
-def program_of(model: str | Path, runtime: str = "ort", threads: int = 1) -> Program:
-    """A file in its runtime, or a model of the zoo in torch."""
+def part_of(tick: Tick, done: int, count: int) -> Tick:
+    """A tick for one of `count` parts, after `done` others."""
+    return lambda share: tick((done + share) / count)
+
+
+def forms_of(model: str | Path) -> Sequence[Mapping[str, object]]:
+    """The settings of each form in which a model ships; those of its default form for a file, too."""
+    from edgemem.models import specs
+
+    known = {} if is_file(model) else specs()
+    return tuple(known[str(model)].trained().values()) or ({},) if str(model) in known else ({},)
+
+
+def together(found: Sequence[Evaluation]) -> Evaluation:
+    """The evaluations of a model's forms as one."""
+    score = Score(
+        found[0].score.metric,
+        fmean(one.score.value for one in found),
+        {"forms": [{"value": one.score.value, **one.score.details} for one in found]},
+    )
+    largest, total = max(one.state_bytes for one in found), sum(one.weight_bytes for one in found)
+    return replace(found[0], score=score, state_bytes=largest, weight_bytes=total)
+
+
+def is_file(model: str | Path) -> bool:
+    """Whether `model` names a file, not a model of the zoo."""
     path = Path(model)
-    if path.exists() or path.suffix or len(path.parts) > 1:
+    return path.exists() or bool(path.suffix) or len(path.parts) > 1
+
+
+def program_of(
+    model: str | Path, runtime: str = "ort", threads: int = 1, settings: Mapping[str, object] | None = None
+) -> Program:
+    """A file in its runtime, or a model of the zoo at its `settings` in torch."""
+    if is_file(model):
         from edgemem.program import load
 
-        return load(path, runtime=runtime, threads=threads)
+        return load(model, runtime=runtime, threads=threads)
     from edgemem.export import torch_program
 
-    program = torch_program(str(model), FRAMES_PER_STEP)
+    program = torch_program(str(model), FRAMES_PER_STEP, settings)
     import torch
 
     torch.set_num_threads(threads)

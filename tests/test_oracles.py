@@ -30,6 +30,7 @@ def sizes(*parts: Settings, **fields: st.SearchStrategy[Any]) -> Settings:
 
 
 few, small = st.integers(1, 2), st.integers(3, 7)
+PROBED = st.sampled_from(["recall", "copy", "narma", "digits"])
 windows = st.floats(2.0, 30.0)
 
 FOLDS = st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(3, 4)).map(
@@ -115,6 +116,21 @@ CASES: dict[str, tuple[str, Settings]] = {
     ),
     "folding": ("folding", sizes(FOLDS, **WINDOWS, features=small, vocab=st.sampled_from([0, 5]))),
     "asr-folding": ("folding", sizes(FOLDS, **WINDOWS, features=st.just(4), vocab=small)),
+    "probe-rwkv4": ("probes", sizes(probe=PROBED, layers=few, width=small, ffn=st.sampled_from([0, 5]))),
+    "probe-lmu": (
+        "probes",
+        sizes(
+            probe=PROBED,
+            layers=few,
+            width=small,
+            order=small,
+            window=windows | st.just(0.0),
+            channels=st.integers(1, 3),
+        ),
+    ),
+    "probe-gru": ("probes", sizes(probe=PROBED, layers=few, width=small, ffn=st.sampled_from([0, 5]))),
+    "probe-memformer": ("probes", sizes(HEADS, **MEMORIES, probe=PROBED)),
+    "probe-folding": ("probes", sizes(FOLDS, probe=PROBED, layers=few, left=st.integers(1, 6))),
 }
 
 

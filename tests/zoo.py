@@ -39,6 +39,11 @@ SMALL: dict[str, dict[str, object]] = {
         "look_ahead": 2,
         "features": 3,
     },
+    "probe-rwkv4": {"probe": "copy", "layers": 2, "width": 8},
+    "probe-lmu": {"probe": "narma", "layers": 2, "width": 6, "order": 4, "channels": 2},
+    "probe-gru": {"probe": "narma", "layers": 1, "width": 6},
+    "probe-memformer": {"probe": "delay", "layers": 2, "width": 8, "heads": 2, "slots": 3, "segment": 4},
+    "probe-folding": {"probe": "narma", "layers": 2, "width": 8, "ffn": 8, "heads": 2, "fold": 2, "left": 5},
     "asr-folding": {"layers": 2, "width": 8, "heads": 2, "fold": 2, "segment": 4, "left": 5, "look_ahead": 2},
 }
 NAMES = tuple(specs())

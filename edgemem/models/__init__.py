@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ FILES = (
     "folding",
     "transformer",
     "transformer_xl",
+    "probes",
 )  # each lists one or more MODELS
 
 
@@ -41,9 +42,9 @@ class ModelSpec:
     """One model of the zoo. `config` is a frozen dataclass type, `build` makes a module of one of its values.
 
     `checkpoint` is a packaged safetensors file (under `edgemem/tasks/data`), loaded when no seed is asked
-    for and the configuration is the default one, but for the settings in `unweighted`, which no weight depends on.
-    `convert` turns a public checkpoint's tensors into the module's names, and `settings_of` reads the configuration
-    off its shapes.
+    for and the configuration is the default one, but for the settings in `unweighted`, which no weight depends on;
+    `forms` are further ones by file name, each with the settings that it was trained at. `convert` turns a public
+    checkpoint's tensors into the module's names, and `settings_of` reads the configuration off its shapes.
     """
 
     name: str
@@ -56,6 +57,11 @@ class ModelSpec:
     unweighted: tuple[str, ...] = ()
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
     settings_of: Callable[[Mapping[str, Tensor]], dict[str, object]] | None = None
+    forms: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+
+    def trained(self) -> dict[str, Mapping[str, object]]:
+        """The packaged checkpoints by file name, and the settings of each."""
+        return {**({self.checkpoint: {}} if self.checkpoint else {}), **self.forms}
 
 
 def specs() -> dict[str, ModelSpec]:
@@ -144,8 +150,8 @@ def build_model(
 ) -> tuple[StreamingModule, dict[str, object]]:
     """A module of the zoo in evaluation mode, and what it was made of: `config` and `source`, as plain data.
 
-    Weights come from `checkpoint` (safetensors, or .pth with tensors only), else from the packaged checkpoint when
-    the configuration is the default and no seed is given, else from `seed` (0 if none).
+    Weights come from `checkpoint` (safetensors, or .pth with tensors only), else from the packaged checkpoint of this
+    configuration if there is one and no seed is given, else from `seed` (0 if none).
 
     Raises:
         ConfigError: unknown model or setting, or a value that cannot work.
@@ -159,8 +165,10 @@ def build_model(
     settings = dict(settings or {})
     tensors: Mapping[str, Tensor] | None = None
     source: dict[str, object] = {"kind": "seed", "seed": seed or 0}
-    if checkpoint is None and model.checkpoint and seed is None and fits_packaged(model, configured(model, settings)):
-        checkpoint = checkpoints.packaged(model.checkpoint)
+    if checkpoint is None and seed is None:
+        wanted = configured(model, settings)
+        fitting = [file for file, form in model.trained().items() if fits_packaged(model, wanted, form)]
+        checkpoint = checkpoints.packaged(fitting[0]) if fitting else None
     if checkpoint is not None:
         tensors, digest = checkpoints.read(Path(checkpoint))
         source = {"kind": "checkpoint", "sha256": digest}
@@ -197,10 +205,11 @@ def built(model: ModelSpec, config: object) -> StreamingModule:
         ) from error
 
 
-def fits_packaged(model: ModelSpec, config: Any) -> bool:
-    """Whether the packaged checkpoint has the weights of this configuration."""
-    free = {key: getattr(model.config(), key) for key in model.unweighted}
-    return bool(dataclasses.replace(config, **free) == model.config())
+def fits_packaged(model: ModelSpec, config: Any, form: Mapping[str, object] | None = None) -> bool:
+    """Whether the packaged checkpoint that was trained at the settings `form` has the weights of this configuration."""
+    trained = configured(model, form or {})
+    free = {key: getattr(trained, key) for key in model.unweighted}
+    return bool(dataclasses.replace(config, **free) == trained)
 
 
 def load_tensors(module: StreamingModule, tensors: Mapping[str, Tensor], origin: str) -> None:

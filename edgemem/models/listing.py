@@ -32,7 +32,7 @@ def listing() -> list[dict[str, Any]]:
                 "parameters": sum(parameter.numel() for parameter in module.parameters()),
                 "state_bytes": sum(math.prod(s.shape) * np.dtype(s.dtype).itemsize for s in states),
                 "chunk_unit": module.unit,
-                "trained": spec.checkpoint is not None,
+                "trained": bool(spec.trained()),
                 "config": dataclasses.asdict(config),
             }
         )

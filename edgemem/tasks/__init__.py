@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 TASKS = (
     "bytes",  # language modelling: bits per byte of held-out Python source
     "kws",  # keyword spotting: accuracy on clean held-out voices
+    "probes",  # memory probes: mean score over those that the model was trained for
 )
 
 Tick = Callable[[float], None]
