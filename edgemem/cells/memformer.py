@@ -21,7 +21,7 @@ N is layer normalisation before each part (pre-norm): the gradient through time 
 and an unnormalised residual path carries it without a warm-up. Slots have unit norm, so the projections that read
 them start with unit variance, and V_E with rows of about unit norm.
 
-Where the encoder is causal, self-attention is Transformer-XL's (`edgemem.cells.attention`): places are
+Where the encoder is causal, self-attention is by default Transformer-XL's (`edgemem.cells.attention`): places are
 distances, which a language model learns from sooner than from places in the segment. Else X starts with learned places
 added.
 
@@ -99,10 +99,10 @@ class EncoderLayer(nn.Module):
 
     attend: Attention | RelativeAttention
 
-    def __init__(self, width: int, heads: int, inner: int, looks_back: bool = False) -> None:
+    def __init__(self, width: int, heads: int, inner: int, relative: bool = False) -> None:
         super().__init__()
         self.attend_norm = nn.LayerNorm(width)
-        self.attend = RelativeAttention(width, heads) if looks_back else Attention(width, heads)
+        self.attend = RelativeAttention(width, heads) if relative else Attention(width, heads)
         self.read_norm, self.read = nn.LayerNorm(width), Attention(width, heads, source_norm=1.0)
         self.feed_norm, self.feed = nn.LayerNorm(width), FeedForward(width, inner)
 
@@ -175,7 +175,8 @@ def normalised(x: Tensor) -> Tensor:
 class MemoryEncoder(StreamingModule):
     """The encoder with its memory: embedded segments in, encoded segments out, one [slots, width] state.
 
-    `looks_back` makes self-attention causal inside the segment; the memory is of earlier segments anyway.
+    `looks_back` makes self-attention causal inside the segment; the memory is of earlier segments anyway. Places are
+    distances if `relative` (by default where it looks back), else learned ones of the segment.
     """
 
     unit = "segment"
@@ -190,12 +191,14 @@ class MemoryEncoder(StreamingModule):
         inner: int,
         temperature: float,
         looks_back: bool = False,
+        relative: bool | None = None,
     ) -> None:
         super().__init__()
+        relative = looks_back if relative is None else relative
         self.segment_length, self.looks_back = segment, looks_back
         self.causal = looks_back
-        self.positions = None if looks_back else nn.Parameter(torch.randn(segment, width) / math.sqrt(width))
-        self.layers = nn.ModuleList(EncoderLayer(width, heads, inner, looks_back) for _ in range(layers))
+        self.positions = None if relative else nn.Parameter(torch.randn(segment, width) / math.sqrt(width))
+        self.layers = nn.ModuleList(EncoderLayer(width, heads, inner, relative) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.write = SlotWriter(slots, width, heads, temperature)
         reach = min(1.0, 4.0 / math.sqrt(width))  # components of a unit vector, four standard deviations wide

@@ -223,6 +223,7 @@ def memformer_probe(config: MemformerProbeConfig) -> ProbeModel:
         config.inner,
         config.temperature,
         looks_back=True,
+        relative=False,
     )
     return ProbeModel(config, body)
 

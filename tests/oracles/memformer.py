@@ -70,15 +70,15 @@ def norm(part: Parameters, name: str, x: np.ndarray) -> np.ndarray:
 def encode(
     part: Parameters, config: Any, segment: Vectors, memory: Vectors, bidirectional: bool
 ) -> tuple[Vectors, Vectors]:
-    """The encoded frames of one segment, and the memory after it."""
-    rows = [x + part["positions"][place] for place, x in enumerate(segment)] if bidirectional else segment
+    """The encoded frames of one segment, and the memory after it. Places are learned, or else distances."""
+    placed = "positions" in part
+    rows = [x + part["positions"][place] for place, x in enumerate(segment)] if placed else segment
     for i in range(config.layers):
         layer = sub(part, f"layers.{i}")
         normed = [norm(layer, "attend_norm", x) for x in rows]
-        if bidirectional:
-            rows = [
-                x + attended(sub(layer, "attend"), config.heads, u, normed) for x, u in zip(rows, normed, strict=True)
-            ]
+        if placed:
+            seen = [normed if bidirectional else normed[: t + 1] for t in range(len(rows))]
+            rows = [x + attended(sub(layer, "attend"), config.heads, normed[t], seen[t]) for t, x in enumerate(rows)]
         else:
             rows = [x + transformer_xl.attended(sub(layer, "attend"), config, normed, t) for t, x in enumerate(rows)]
         rows = [x + attended(sub(layer, "read"), config.heads, norm(layer, "read_norm", x), memory) for x in rows]
