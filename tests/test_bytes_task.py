@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from bench.tasks.bytes import contexts, data, excerpt, train
+from bench.tasks.bytes import contexts, data, excerpt, page, train
 from edgemem.checkpoints import packaged
 from edgemem.errors import InputError
 from edgemem.evaluation import evaluate
@@ -191,3 +192,61 @@ def test_a_cache_grows_with_its_context_and_a_recurrent_state_does_not(
     recurrent = [contexts.cost(models / "lm.onnx", context) for context in (4, 64)]
     assert recurrent[0]["state_bytes"] == recurrent[1]["state_bytes"] == 5 * 16 * 4
     assert all(0 < row["seconds_per_byte"] < 1 and row["peak_bytes"] >= 0 for row in (*rows.values(), *recurrent))
+
+
+# --- the results page --------------------------------------------------------------------------------------------
+
+
+def measured(bits: float, state: int, times: tuple[float, float], **config: int) -> dict[str, Any]:
+    """A model as the result file has it, at contexts of 1 k and 64 k."""
+    rows = [
+        {"context": context, "state_bytes": state, "peak_bytes": 10 * state, "seconds_per_byte": seconds}
+        for context, seconds in zip((1024, 65536), times, strict=True)
+    ]
+    curve = [{"step": 1, "bytes": 1, "cpu_seconds": 60.0, "valid_bits_per_byte": bits}]
+    return {
+        "parameters": 2_000_000,
+        "state_bytes": state,
+        "config": config,
+        "test": {"bits_per_byte": bits, "later": bits, "files": 3, "bytes": 3000},
+        "training": {"recipe": {"steps": 10, "batch": 4, "window": 100, "rate": 1e-3}, "curve": curve},
+        "shipped": {**rows[0], "context": None},
+        "contexts": rows,
+    }
+
+
+def result(memformer_bits: float, rwkv_times: tuple[float, float], xl_state: int = 90_000) -> dict[str, Any]:
+    models = {
+        "lm-rwkv4": measured(1.5, 5_000, rwkv_times),
+        "lm-memformer": measured(memformer_bits, 10_000, (1e-4, 1e-4), slots=2, segment=64),
+        "lm-transformer-xl": measured(1.9, xl_state, (2e-4, 8e-4), memory=64),
+        "lm-transformer": measured(1.8, 100_000, (1e-3, 9e-3), context=32),
+    }
+    return {"models": models, "splits": {"train": {"bytes": 1_000_000}}}
+
+
+def test_the_page_tells_what_was_reached() -> None:
+    memformer, rwkv = page.section(result(1.93, (3e-4, 3e-4))).claims
+    assert "1.930 against 1.900 bits per byte; state 9.0x smaller" in memformer.measured
+    assert "2.0x faster per byte as trained, 2.0x faster at 1 k, 8.0x faster at 64 k" in memformer.measured
+    assert memformer.verdict.startswith("Memory (state): reached. Speed as trained: short by a factor of 1.6")
+    assert "there from a memory of 64 k rows on" in memformer.verdict and "comparable (0.03" in memformer.verdict
+    assert rwkv.verdict.startswith("Reached.") and "comparable (0.30 bits per byte better)" in rwkv.verdict
+    assert "1.500 against 1.800" in rwkv.measured and "its time 9x" in rwkv.measured
+
+
+def test_the_page_tells_what_was_missed() -> None:
+    memformer, rwkv = page.section(result(2.4, (3e-4, 6e-4), xl_state=20_000)).claims
+    assert "Memory (state): short by a factor of 4" in memformer.verdict
+    assert "0.50 bits per byte worse than the baseline, not comparable" in memformer.verdict
+    assert rwkv.verdict.startswith("Not constant as measured.")
+
+
+def test_a_model_without_a_checkpoint_shows_its_costs_alone() -> None:
+    found = result(1.93, (3e-4, 3e-4))
+    for key in ("test", "training"):
+        del found["models"]["lm-transformer"][key]
+    section = page.section(found)
+    assert "`lm-transformer-xl` trained on the same" in section.claims[1].setup
+    assert "lm-transformer" not in {row[0] for row in section.tables[0].rows}
+    assert "lm-transformer" in {row[0] for row in section.tables[1].rows}

@@ -64,20 +64,21 @@ def trained(name: str, recipe: Recipe, target: Path) -> dict[str, Any]:
 
 
 def measured(name: str, checkpoint: Path, sizes: Sequence[int], largest: int | None) -> dict[str, Any]:
-    """Quality on the test split and on the packaged excerpt, and the costs of a long past."""
+    """Quality on the test split, where there is a checkpoint, and the costs of a long past."""
     there = checkpoint if checkpoint.is_file() else None
     program = torch_program(name, FRAMES_PER_STEP, checkpoint=there)
     quality: dict[str, Any] = {}
     if there is not None:
         quality = {"test": measure.test_bits(program, largest), "checkpoint_bytes": checkpoint.stat().st_size}
         say(name, f"test {quality['test']['bits_per_byte']:.4f} bits per byte")
+    shipped, *rows = contexts.costs(name, there, (None, *sizes))
     return {
         **quality,
         "config": program.contract.model.config,
         "parameters": program.contract.model.parameters,
         "state_bytes": sum(array.nbytes for array in program.new_state().get().values()),
-        "shipped": contexts.costs(name, there, (None,))[0],
-        "contexts": contexts.costs(name, there, sizes),
+        "shipped": shipped,
+        "contexts": rows,
     }
 
 

@@ -48,7 +48,7 @@ def picture(models: Mapping[str, Any], path: Path) -> None:
     (quality, state), (peak, speed) = figure.subplots(2, 2)
     for name, found in models.items():
         style: dict[str, Any] = {"label": name, "color": COLOURS.get(name), "marker": "o", "markersize": 4}
-        curve, rows = found.get("training", {}).get("curve", []), found["contexts"]
+        curve, rows = found.get("training", {}).get("curve", []), found.get("contexts", [])
         quality.plot([p["bytes"] / 1e6 for p in curve], [p["valid_bits_per_byte"] for p in curve], **style)
         at = [row["context"] for row in rows]
         state.loglog(at, [row["state_bytes"] / 1e6 for row in rows], **style)
