@@ -229,16 +229,17 @@ def test_the_page_tells_what_was_reached() -> None:
     memformer, rwkv = page.section(result(1.93, (3e-4, 3e-4))).claims
     assert "1.930 against 1.900 bits per byte; state 9.0x smaller" in memformer.measured
     assert "2.0x faster per byte as trained, 2.0x faster at 1 k, 8.0x faster at 64 k" in memformer.measured
-    assert memformer.verdict.startswith("Memory (state): reached. Speed as trained: short by a factor of 1.6")
-    assert "there from a memory of 64 k rows on" in memformer.verdict and "comparable (0.03" in memformer.verdict
-    assert rwkv.verdict.startswith("Reached.") and "comparable (0.30 bits per byte better)" in rwkv.verdict
+    assert memformer.verdict.startswith("State: reached.")
+    assert "Speed as trained: short by a factor of 1.6" in memformer.verdict
+    assert "there from a memory of 64 k rows on" in memformer.verdict and "comparable (+0.03" in memformer.verdict
+    assert rwkv.verdict.startswith("Reached.") and "0.30 bits per byte better than the baseline" in rwkv.verdict
     assert "1.500 against 1.800" in rwkv.measured and "its time 9x" in rwkv.measured
 
 
 def test_the_page_tells_what_was_missed() -> None:
     memformer, rwkv = page.section(result(2.4, (3e-4, 6e-4), xl_state=20_000)).claims
-    assert "Memory (state): short by a factor of 4" in memformer.verdict
-    assert "0.50 bits per byte worse than the baseline, not comparable" in memformer.verdict
+    assert "State: short by a factor of 4" in memformer.verdict
+    assert "0.50 bits per byte worse than the baseline: the first bytes" in memformer.verdict
     assert rwkv.verdict.startswith("Not constant as measured.")
 
 
