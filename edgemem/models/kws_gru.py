@@ -57,5 +57,6 @@ MODELS = (
         summary="Keyword spotter on 16 kHz audio: two gated recurrent layers, ten words, unknown and silence",
         config=KWSGRUConfig,
         build=KWSGRU,
+        checkpoint="kws-gru.safetensors",
     ),
 )
