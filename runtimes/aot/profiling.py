@@ -73,7 +73,7 @@ def best_times_us(program: Path, folder: Path, manifest: dict[str, Any], steps: 
     best = np.full(count + 1, np.inf)
     for _ in range(steps):
         bench.step(random_inputs(contract, rng), state)
-        best = np.minimum(best, np.frombuffer(times))
+        best = np.minimum(best, np.ctypeslib.as_array(times))
     return [max(0.0, float(ns - best[count])) / 1e3 for ns in best[:count]]
 
 
