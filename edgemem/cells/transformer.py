@@ -20,8 +20,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from edgemem.cells.attention import MASKED, merged, split
-from edgemem.cells.folding import linear
+from edgemem.cells.attention import merged, split
+from edgemem.cells.folding import MASKED, linear
 from edgemem.cells.padding import cleared
 from edgemem.module import State, StreamingModule
 from edgemem.state import StateTensor

@@ -58,7 +58,7 @@ def costs(logits: Array, following: Array) -> Array:
     return bits
 
 
-def streamed(stream: Stream, text: Array, tick: Tick = quiet) -> Array:
+def streamed(stream: Stream, text: Array) -> Array:
     """Bits [bytes] that every byte of a file, `text` [bytes] uint8, cost; the stream starts anew."""
     stream.reset()
     given = np.concatenate([[BEGIN], text[:-1]])  # the last byte is followed by nothing that is scored
@@ -67,7 +67,6 @@ def streamed(stream: Stream, text: Array, tick: Tick = quiet) -> Array:
         rows = stream.push(given[begin : begin + BLOCK]) if begin < len(given) else stream.flush()
         found.append(costs(rows.values, text[at : at + len(rows)]))
         at += len(rows)
-        tick(at / len(text))
     return np.concatenate(found)
 
 
@@ -77,7 +76,8 @@ def evaluate(program: Program, limit: int | None = None, tick: Tick = quiet) -> 
     pieces, stream = pieces[:limit], program.stream()
     bits = []
     for index, piece in enumerate(pieces):
-        bits.append(streamed(stream, piece, lambda share, done=index: tick((done + share) / len(pieces))))
+        bits.append(streamed(stream, piece))
+        tick((index + 1) / len(pieces))
     table = np.stack(bits)
     return Score(
         "bits_per_byte",
