@@ -12,6 +12,7 @@ import edgemem
 from edgemem import modelfile
 from edgemem.errors import ConfigError, InputError, ModelFileError, SnapshotError, UsageError
 from edgemem.reference import rebuilt
+from edgemem.runner import generated
 from edgemem.trial import poisoned, random_inputs, random_state, trial
 from edgemem.weights import stored_tensors
 
@@ -86,6 +87,17 @@ def test_two_streams_of_a_program_do_not_mix(models: Path) -> None:
         np.testing.assert_array_equal(first.step(features(a)), alone.step(features(a)))
 
 
+def test_steps_go_to_and_fro_between_two_sets_of_buffers(models: Path) -> None:
+    program = edgemem.load(models / "lmu.onnx")
+    state = program.new_state()
+    outputs = {id(program.step(chunk, state)["y"]) for chunk in chunks(models / "lmu.onnx", 20)}
+    assert len(outputs) == 1  # none is made in a step
+    current = {next(iter(state._sets[phase].values())).ctypes.data for phase in (0, 1)}
+    program.step(chunks(models / "lmu.onnx", 1)[0], state)
+    assert {next(iter(state._sets[phase].values())).ctypes.data for phase in (0, 1)} == current
+    assert len(current) == 2  # a buffer that is read and written in one step gives wrong numbers
+
+
 def test_outputs_are_the_callers_own(models: Path) -> None:
     stream = edgemem.load(models / "lmu.onnx").stream()
     steps = [features(chunk) for chunk in chunks(models / "lmu.onnx", 3)]
@@ -118,6 +130,16 @@ def test_tokens_of_any_width_and_none_out_of_range(models: Path) -> None:
     with pytest.raises(InputError, match="integers were wanted, float64 came"):
         stream.step(np.array([1.0]))
     assert stream.position == 0
+
+
+def test_whoever_stops_generating_has_a_stream_that_saw_the_token(models: Path) -> None:
+    stream = edgemem.load(models / "lm.onnx").stream()
+    tokens = generated(stream, np.array([100, 101]), 9, lambda logits: int(logits.argmax()))
+    first, second = next(tokens), next(tokens)
+    tokens.close()
+    other = edgemem.load(models / "lm.onnx").stream()
+    other.push(np.array([100, 101, first, second]))
+    assert stream.snapshot() == other.snapshot()
 
 
 def test_a_snapshot_of_another_model_or_weights_is_refused(models: Path, tmp_path: Path) -> None:

@@ -168,6 +168,14 @@ def test_a_comparison_names_the_first_divergence_and_its_drift() -> None:
     np.testing.assert_allclose(found.max_abs_error, 1999.5e-8, rtol=1e-6)
 
 
+def test_a_stand_in_for_infinity_does_not_widen_the_tolerance() -> None:
+    """The exponent of an empty sum is -1e30: 1e-5 of that would allow anything."""
+    found = Comparison()
+    found.add(0, "wkv_max_out", np.array([-1e30, 1.0]), np.array([-1e30, 1.0]))
+    found.add(1, "wkv_max_out", np.array([2.0, 1.0]), np.array([2.1, 1.0]))
+    assert found.first_divergence == "wkv_max_out at step 1"
+
+
 def test_nan_is_a_difference_unless_both_have_it() -> None:
     found = Comparison()
     found.add(0, "y", np.array([np.nan, 1.0]), np.array([np.nan, 1.0]))
