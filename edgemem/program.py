@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -44,6 +44,18 @@ class StateBlock(ABC):
         """Overwrite every state with its start value."""
 
 
+class Bound(NamedTuple):
+    """A step of one state with all that it needs in place: fill `input`, `run()`, read `output`.
+
+    `run` itself refuses integers out of range, and NaN where it is not allowed: it gives another number than 0 then,
+    and nothing has changed.
+    """
+
+    input: Array
+    output: Array
+    run: Callable[[], int]
+
+
 class Program(ABC):
     """A model ready to run: its contract, and steps from any state. Safe to share between threads."""
 
@@ -62,6 +74,10 @@ class Program(ABC):
         `inputs` has every contract input at its exact shape; the outputs are arrays that the next step of the same
         state may overwrite.
         """
+
+    def bound(self, state: StateBlock, finite_only: bool) -> Bound | None:
+        """The shortest way from an array to an array, of a model with one input and one output, if there is one."""
+        return None
 
     def stream(self, nan: str = "error") -> Stream:
         """A new stream of this program; `nan` says what a NaN or infinite input does (`error` or `allow`)."""

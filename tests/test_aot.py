@@ -91,6 +91,30 @@ def test_the_stream_refuses_what_the_contract_forbids(programs: Path) -> None:
     assert stream.snapshot() == before
 
 
+def test_the_short_way_of_a_step_is_the_long_one(programs: Path) -> None:
+    """Arrays of the input's own type take it; lists and other widths do not, and all of them agree and may mix."""
+    program = edgemem.load(programs / "rwkv4")
+    one, other = program.stream(), program.stream()
+    for token in np.random.default_rng(0).integers(0, 11, (20, 1, 1)):
+        wanted = one.step(token.tolist())
+        for x in (token, token[0], token[0, 0], np.asarray(token[0, 0]), token.astype(np.int16)):
+            twin = other.fork()
+            came = twin.step(x)
+            assert came.tobytes() == wanted.tobytes() and came.ndim == wanted.ndim - 2 + np.ndim(x)
+        other.step(token)
+    assert one.snapshot() == other.snapshot()
+    one.push(np.zeros((0,), np.int64))
+    assert one.step(token).tobytes() == other.step(token).tobytes()
+
+
+def test_nan_passes_where_it_is_allowed(programs: Path) -> None:
+    bad = np.full((1, 1, 3), np.nan, np.float32)
+    strict, lenient = (edgemem.load(programs / "lmu").stream(nan=nan) for nan in ("error", "allow"))
+    assert np.isnan(lenient.step(bad)).any()
+    with pytest.raises(InputError, match="finite numbers were wanted"):
+        strict.step(bad)
+
+
 def test_the_program_itself_refuses_an_index_out_of_range(programs: Path) -> None:
     program = edgemem.load(programs / "rwkv4")
     state = program.new_state()

@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from edgemem import contract as contracts
 from edgemem.errors import InputError, ModelFileError, StreamError, UsageError
-from edgemem.program import Array, Program, StateBlock
+from edgemem.program import Array, Bound, Program, StateBlock
 
 if TYPE_CHECKING:
     from edgemem.contract import Contract
@@ -59,6 +60,10 @@ class AotState(StateBlock):
         self.argument = Address(self._bound.ctypes.data)
         self.reset()
 
+    def refuse_nan(self, finite_only: bool) -> None:
+        """Whether the step itself refuses NaN and infinity."""
+        self._bound[-1] = finite_only
+
     def get(self) -> dict[str, Array]:
         return {name: view.copy() for name, view in self._views().items()}
 
@@ -103,6 +108,14 @@ class AotProgram(Program):
         if code != OK:
             raise refused(code)
         return state.outputs
+
+    def bound(self, state: StateBlock, finite_only: bool) -> Bound | None:
+        assert isinstance(state, AotState)
+        if len(state.inputs) > 1 or len(state.outputs) > 1:
+            return None
+        state.refuse_nan(finite_only)
+        (held,), (given,) = state.inputs.values(), state.outputs.values()
+        return Bound(held, given, partial(self._library.step, state.argument))
 
     def bare_step(self) -> tuple[Any, Any]:
         """The compiled function and the bound argument of a new stream, for callers in C."""
