@@ -19,6 +19,7 @@ import numpy as np
 
 from edgemem.errors import InputError, UsageError
 from edgemem.tasks.kws import QUIET, Detector
+from edgemem.tasks.words import BLANK
 
 if TYPE_CHECKING:
     from edgemem.stream import Rows, Stream
@@ -27,7 +28,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 AUDIO = (".wav", ".flac", ".ogg")
 BLOCK_SAMPLES = 1600  # 0.1 s at 16 kHz: results appear while a long file or a microphone still runs
 BLOCK_FRAMES = 256
-BLANK = "<blank>"  # of connectionist temporal classification
 
 
 def rows_of(stream: Stream, source: str, stdin: BinaryIO, end: bool = True) -> Iterator[tuple[Rows, Array | None]]:

@@ -16,6 +16,7 @@ from edgemem.cells.folding import FoldingEncoder, FoldingLayer
 from edgemem.errors import ConfigError, InputError
 from edgemem.models import folding as models
 from edgemem.module import declared_states, scan
+from edgemem.tasks import words
 
 WIDTH, HEADS, SEGMENT, LEFT, BATCH = 16, 2, 4, 5, 2
 SIZES = {"layers": 2, "width": WIDTH, "heads": HEADS, "segment": SEGMENT, "left": LEFT, "features": 3}
@@ -282,8 +283,8 @@ def test_a_gap_is_not_attended() -> None:
 
 
 def test_every_parameter_learns() -> None:
-    module = built("asr-folding", features=4, vocab=5)
-    module(drawn(BATCH, 8 * SEGMENT, 4)).square().sum().backward()
+    module = built("asr-folding", features=12, vocab=5)
+    module(drawn(BATCH, 8 * SEGMENT, 12)).square().sum().backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         assert (parameter.grad.abs() > 0).any(), name
@@ -292,14 +293,15 @@ def test_every_parameter_learns() -> None:
 def test_speech_model_size_ports_and_time() -> None:
     spec = models.MODELS[-1]
     module = spec.build(spec.config())
-    assert 1.5e6 < sum(parameter.numel() for parameter in module.parameters()) < 1.7e6
+    assert 0.3e6 < sum(parameter.numel() for parameter in module.parameters()) < 0.5e6
     (features,), (logits,) = module.inputs, module.outputs
     front_end = FrontEnd.from_dict(features.frontend)
-    assert (front_end.width, front_end.mels, front_end.stack) == (80, 40, 2) == (*features.shape, 40, 2)
+    assert (front_end.width, front_end.mels, front_end.stack) == (240, 40, 6) == (*features.shape, 40, 6)
     assert front_end.hop_samples * front_end.stack / front_end.sample_rate == module.seconds_per_frame
-    assert logits.labels is not None and len(logits.labels) == 29 == logits.shape[0]
-    assert set("set a timer for o'clock seven") <= set(logits.labels)
-    assert built("asr-folding", features=4, vocab=5).outputs[0].labels is None
+    assert logits.labels == words.LABELS and logits.shape == (21,)
+    characters = spec.build(spec.config(layers=1, vocab=29)).outputs[0].labels
+    assert characters is not None and set("set a timer for o'clock seven") <= set(characters)
+    assert built("asr-folding", features=12, vocab=5).outputs[0].labels is None
 
 
 @pytest.mark.parametrize(
@@ -318,9 +320,9 @@ def test_sizes_that_cannot_work_are_refused(settings: dict[str, object], message
         built(**settings)
 
 
-def test_speech_features_come_in_pairs() -> None:
-    with pytest.raises(ConfigError, match=r"features must be a multiple of 2, got 7"):
-        built("asr-folding", features=7, vocab=5)
+def test_speech_features_are_those_of_whole_frames() -> None:
+    with pytest.raises(ConfigError, match=r"features must be a multiple of 6, got 10"):
+        built("asr-folding", features=10, vocab=5)
 
 
 def test_half_a_segment_is_refused() -> None:

@@ -115,7 +115,7 @@ CASES: dict[str, tuple[str, Settings]] = {
         ),
     ),
     "folding": ("folding", sizes(FOLDS, **WINDOWS, features=small, vocab=st.sampled_from([0, 5]))),
-    "asr-folding": ("folding", sizes(FOLDS, **WINDOWS, features=st.just(4), vocab=small)),
+    "asr-folding": ("folding", sizes(FOLDS, **WINDOWS, features=st.just(12), vocab=small)),
     "probe-rwkv4": ("probes", sizes(probe=PROBED, layers=few, width=small, ffn=st.sampled_from([0, 5]))),
     "probe-lmu": (
         "probes",

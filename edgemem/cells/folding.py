@@ -40,7 +40,8 @@ from edgemem.errors import InputError
 from edgemem.module import State, StreamingModule, part, prefixed
 from edgemem.state import StateTensor
 
-MASKED = -1e30  # finite, so that a row with nothing to attend stays finite; exp of it is exactly 0
+# Finite, so that a row with nothing to attend stays finite; a score added to it changes nothing, and its exp is 0.
+MASKED = -1e30
 CACHE_REACH = 2.0  # standard deviations of a projected, normalised row
 TAIL_REACH = 3.0
 
@@ -116,10 +117,9 @@ class FoldedAttention(nn.Module):
     def weights(self, scores: Tensor, visible: Tensor) -> Tensor:
         """Softmax of scores [batch, heads, queries * fold, rows * fold] with the distance bias, 0 where not visible."""
         shape = scores.shape
+        bias = torch.where(visible[:, None, None], self.distance_bias(), MASKED)  # of frames, not of sub-tokens
         paired = scores.reshape(shape[0], self.heads, self.queries, self.fold, self.rows, self.fold)
-        paired = paired + self.distance_bias()[:, :, None, :, None]
-        paired = torch.where(visible[:, None, None, None, :, None], paired, MASKED)
-        return torch.softmax(paired.reshape(shape), dim=-1)
+        return torch.softmax((paired + bias[:, :, :, None, :, None]).reshape(shape), dim=-1)
 
     def distance_bias(self) -> Tensor:
         """[heads, queries, rows], by the distance in frames from query to key."""

@@ -1,7 +1,7 @@
 """Streaming Transformer encoders with folding attention (Li et al. 2023).
 
     folding        features -> encoder -> rows of `width` numbers (or logits, with `vocab`)
-    asr-folding    log-mels of 20 ms -> encoder -> CTC logits over characters
+    asr-folding    log-mels of 60 ms -> encoder -> CTC logits over words, or over characters with `vocab=29`
 
 Both take a segment per step and give its outputs `look_ahead` frames late. `fold` is the paper's N: 1 is the ordinary
 Transformer encoder, to compare with.
@@ -9,6 +9,8 @@ Transformer encoder, to compare with.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from string import ascii_lowercase
 
@@ -17,15 +19,18 @@ from torch import Tensor, nn
 
 from edgemem.audio import FrontEnd
 from edgemem.cells.folding import FoldingEncoder
-from edgemem.errors import ConfigError
+from edgemem.errors import CheckpointError, ConfigError
 from edgemem.models import ModelSpec, at_least, divides
 from edgemem.module import Composite, Run, State
 from edgemem.state import Port
+from edgemem.tasks.words import BLANK
+from edgemem.tasks.words import LABELS as WORDS
 
 PAPER = "Li et al., Folding Attention, 2023 (arXiv:2309.07988)"
-SECONDS_PER_ROW = 0.02
-STACK = 2
-LABELS = ("<blank>", " ", "'", *ascii_lowercase)  # CTC: a repeated label counts once, then blanks go
+SECONDS_PER_ROW = 0.06
+STACK = 6
+CHARACTERS = (BLANK, " ", "'", *ascii_lowercase)
+LABELS = {len(labels): labels for labels in (WORDS, CHARACTERS)}  # of CTC, by their number
 
 
 @dataclass(frozen=True)
@@ -61,19 +66,20 @@ class FoldingConfig:
 
 @dataclass(frozen=True)
 class ASRConfig(FoldingConfig):
-    """Sizes of `asr-folding`: segments of 320 ms, 160 ms of look-ahead, 1.28 s of context to the left."""
+    """Sizes of `asr-folding`: segments of 360 ms, 60 ms of look-ahead, 1.08 s of context to the left."""
 
-    layers: int = 8
-    width: int = 256
-    segment: int = 16
-    left: int = 64
-    look_ahead: int = 8
-    features: int = 80  # per row: STACK frames of features / STACK mel bands
-    vocab: int = len(LABELS)
+    layers: int = 4
+    width: int = 176
+    heads: int = 2
+    segment: int = 6
+    left: int = 18
+    look_ahead: int = 1
+    features: int = 240  # per row: STACK frames of features / STACK mel bands
+    vocab: int = len(WORDS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, vocab=2, features=2 * STACK)
+        at_least(self, vocab=2, features=STACK)
         if self.features % STACK:
             raise ConfigError(f"ASRConfig.features must be a multiple of {STACK}, got {self.features}")
 
@@ -130,12 +136,36 @@ class SpeechFolding(Folding):
         self.register_buffer("center", torch.full((config.features,), -6.0))
         self.register_buffer("scale", torch.full((config.features,), 0.25))
         front_end = FrontEnd(mels=config.features // STACK, stack=STACK)
-        labels = LABELS if config.vocab == len(LABELS) else None
         self.inputs = (Port("features", (config.features,), frontend=front_end.to_dict()),)
-        self.outputs = (Port("logits", (config.vocab,), role="logits", labels=labels),)
+        self.outputs = (Port("logits", (config.vocab,), role="logits", labels=LABELS.get(config.vocab)),)
 
     def flow(self, x: Tensor, run: Run) -> Tensor:
         return super().flow((x - self.center) * self.scale, run)
+
+
+def settings_of(tensors: Mapping[str, Tensor]) -> dict[str, object]:
+    """The sizes of `asr-folding` that a checkpoint's shapes tell: all but those of its windows.
+
+    Raises:
+        CheckpointError: a tensor that every checkpoint of it has is missing, or not of the right rank.
+    """
+    layer = "encoder.layers.0"
+    names = ("embed.weight", "head.weight", f"{layer}.attend.query.weight", f"{layer}.attend.distance")
+    for name in (*names, f"{layer}.feed.expand.weight"):
+        if name not in tensors or tensors[name].dim() != 2 or not tensors[name].numel():
+            raise CheckpointError(f"the checkpoint has no matrix {name}; one of asr-folding was wanted")
+    embed, head, query, distance = (tensors[name] for name in names)
+    fold = embed.shape[0] // query.shape[0]
+    layers = {int(found[1]) for name in tensors if (found := re.match(r"encoder\.layers\.(\d+)\.", name))}
+    return {
+        "layers": max(layers) + 1,
+        "width": embed.shape[0],
+        "heads": distance.shape[0],
+        "fold": fold,
+        "ffn": tensors[f"{layer}.feed.expand.weight"].shape[0] * fold,
+        "features": embed.shape[1],
+        "vocab": head.shape[0],
+    }
 
 
 MODELS = (
@@ -151,8 +181,9 @@ MODELS = (
         name="asr-folding",
         family="folding",
         paper=PAPER,
-        summary="Speech to characters on 16 kHz audio: streaming encoder with folding attention, CTC logits",
+        summary="Digits and commands in 16 kHz audio: streaming encoder with folding attention, CTC logits",
         config=ASRConfig,
         build=SpeechFolding,
+        settings_of=settings_of,
     ),
 )

@@ -29,6 +29,7 @@ TASKS = (
     "bytes",  # language modelling: bits per byte of held-out Python source
     "kws",  # keyword spotting: accuracy on clean held-out voices
     "probes",  # memory probes: mean score over those that the model was trained for
+    "words",  # connected words: token error rate on clean held-out voices
 )
 
 Tick = Callable[[float], None]

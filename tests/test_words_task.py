@@ -1,0 +1,152 @@
+"""Connected words: from rows of logits to a transcript, and how its errors are counted."""
+
+from __future__ import annotations
+
+import itertools
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from edgemem.checkpoints import packaged
+from edgemem.errors import CheckpointError, InputError
+from edgemem.evaluation import evaluate
+from edgemem.models import build_model
+from edgemem.program import load
+from edgemem.tasks import words
+from edgemem.tasks.words import BLANK, COMMANDS, DIGITS, LABELS, Array, Transcriber, token_errors, transcript
+
+WORDS = st.lists(st.sampled_from("abc"), max_size=6)
+
+
+def logits(*labels: str, seed: int = 0) -> Array:
+    """Rows of noise in which these labels lead."""
+    values = np.random.default_rng(seed).uniform(-1.0, 0.0, (len(labels), len(LABELS)))
+    values[np.arange(len(labels)), [LABELS.index(label) for label in labels]] = 0.1
+    return values
+
+
+def test_labels_are_a_blank_ten_digits_and_ten_commands() -> None:
+    assert len(DIGITS) == len(COMMANDS) == 10 and len(set(LABELS)) == 21 and LABELS[0] == BLANK
+
+
+def test_repeats_count_once_and_blanks_part_them() -> None:
+    rows = logits(BLANK, "seven", "seven", BLANK, "go", "left", "left", BLANK, "left", BLANK)
+    assert transcript(rows) == ("seven", "go", "left", "left")
+    assert transcript(rows[:0]) == transcript(rows[:1]) == ()
+
+
+@given(st.lists(st.sampled_from((BLANK, "one", "two")), max_size=20), st.lists(st.integers(0, 20), max_size=5))
+def test_any_cut_gives_the_same_words_at_the_same_times(labels: list[str], cuts: list[int]) -> None:
+    rows, times = logits(*labels) if labels else np.zeros((0, len(LABELS))), np.arange(len(labels)) * 0.04
+    whole, pieces = Transcriber().push(rows, times), Transcriber()
+    edges = [0, *sorted(min(cut, len(labels)) for cut in cuts), len(labels)]
+    found = [word for a, b in itertools.pairwise(edges) for word in pieces.push(rows[a:b], times[a:b])]
+    assert found == whole
+    first = [t for t, label in enumerate(labels) if label != BLANK and (t == 0 or labels[t - 1] != label)]
+    assert [word.time for word in whole] == [times[t] for t in first]
+
+
+def test_a_transcriber_forgets_on_reset() -> None:
+    transcriber = Transcriber()
+    assert len(transcriber.push(logits("one"), np.zeros(1))) == 1
+    assert transcriber.push(logits("one"), np.zeros(1)) == []
+    transcriber.reset()
+    assert len(transcriber.push(logits("one"), np.zeros(1))) == 1
+
+
+def test_rows_of_another_width_are_refused() -> None:
+    with pytest.raises(InputError, match=r"logits must be \[rows, 21\] with one time per row, got \[3, 5\] and \[3\]"):
+        transcript(np.zeros((3, 5)))
+
+
+@pytest.mark.parametrize(
+    ("spoken", "heard", "errors"),
+    [("abc", "abc", 0), ("abc", "ac", 1), ("abc", "abbc", 1), ("abc", "axc", 1), ("abc", "", 3), ("", "ab", 2)],
+)
+def test_errors_are_words_put_in_left_out_or_exchanged(spoken: str, heard: str, errors: int) -> None:
+    assert token_errors(spoken, heard) == errors
+
+
+@given(WORDS, WORDS)
+def test_errors_are_the_fewest(spoken: list[str], heard: list[str]) -> None:
+    @cache
+    def fewest(i: int, j: int) -> int:  # of the first i and j words, by the definition
+        if i == 0 or j == 0:
+            return i + j
+        return min(fewest(i - 1, j) + 1, fewest(i, j - 1) + 1, fewest(i - 1, j - 1) + (spoken[i - 1] != heard[j - 1]))
+
+    assert token_errors(spoken, heard) == fewest(len(spoken), len(heard))
+
+
+# --- the packaged excerpt and models -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def recogniser(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model, exported."""
+    from edgemem.export import export_model
+
+    path = tmp_path_factory.mktemp("words") / "asr.onnx"
+    export_model("asr-folding", path)
+    return path
+
+
+def test_companded_sound_is_within_two_percent() -> None:
+    sound = np.concatenate([np.linspace(-1.0, 1.0, 999), np.geomspace(1e-3, 1.0, 99)]).astype(np.float32)
+    codes = words.companded(sound)
+    assert codes.dtype == np.uint8 and words.expanded(words.companded(np.zeros(2)))[0] == 0.0
+    np.testing.assert_allclose(words.expanded(codes), sound, rtol=0.023, atol=1e-4)
+    np.testing.assert_array_equal(words.companded(words.expanded(codes)), codes)
+
+
+def test_the_excerpt_is_of_known_words_by_many_voices() -> None:
+    strings = words.excerpt()
+    assert len(strings) == 57 and {word for _, said in strings for word in said} == {*DIGITS, *COMMANDS}
+    for sound, said in strings:
+        assert sound.dtype == np.float32 and 0.05 < np.abs(sound).max() <= 1.0
+        assert len(sound) > 16_000 * (0.3 + 0.12 * len(said))
+
+
+def test_a_file_errs_where_its_torch_module_errs(recogniser: Path) -> None:
+    heard: list[float] = []
+    module = evaluate("asr-folding", "words", limit=6)
+    file = evaluate(recogniser, "words", limit=6, tick=heard.append)
+    assert module.score == file.score and file.score.details["strings"] == 6
+    assert module.state_bytes == file.state_bytes and heard == sorted(heard) and heard[-1] == 1.0
+
+
+def test_errors_of_the_excerpt_are_counted(recogniser: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = load(recogniser)
+    monkeypatch.setattr(words, "transcript", lambda rows, labels: ())
+    assert words.evaluate(program, limit=2).value == 1.0
+
+
+def test_models_of_other_labels_are_refused(models: Path, tmp_path: Path) -> None:
+    from edgemem.export import export_model
+
+    with pytest.raises(InputError, match=r"task words: kws-lmuformer does not fit: .* its labels are yes, no"):
+        evaluate(models / "k.onnx", "words")
+    with pytest.raises(InputError, match=r"task words: lm-rwkv4 does not fit: .* takes tokens int64"):
+        evaluate(models / "lm.onnx", "words")
+    export_model("asr-folding", tmp_path / "c.onnx", {"layers": 1, "width": 16, "vocab": 29}, seed=0)
+    with pytest.raises(InputError, match=r"task words: asr-folding does not fit: .* its labels are <blank>,  , '"):
+        evaluate(tmp_path / "c.onnx", "words")
+
+
+def test_sizes_are_read_off_a_checkpoint(tmp_path: Path) -> None:
+    sizes = {"layers": 2, "width": 24, "heads": 3, "fold": 2, "ffn": 40, "features": 60}
+    module, _ = build_model("asr-folding", sizes, seed=1)
+    save_file(module.state_dict(), tmp_path / "m.safetensors")
+    again, facts = build_model("asr-folding", checkpoint=tmp_path / "m.safetensors")
+    assert facts["config"] == {**facts["config"], **sizes}  # type: ignore[dict-item]
+    assert all(
+        torch.equal(a, b) for a, b in zip(module.state_dict().values(), again.state_dict().values(), strict=True)
+    )
+    with pytest.raises(CheckpointError, match=r"no matrix embed\.weight"):
+        build_model("asr-folding", checkpoint=packaged("kws-lmuformer.safetensors"))
