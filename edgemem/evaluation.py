@@ -59,8 +59,8 @@ def evaluate(
     """Judge `model`, a name from `edgemem models` or a file, by the task `name`.
 
     A zoo model is built with its shipped weights (random ones where none ship) and run by torch; a file is run by
-    `runtime`. `limit` takes only that many items of the excerpt. Where a zoo model ships in several forms, each is
-    judged: the value is their mean, the state that of the largest, and the weights those of all.
+    `runtime`. `limit` takes only that many items of the excerpt. Where a zoo model ships in several forms and none is
+    its default, each is judged: the value is their mean, the state that of the largest, and the weights those of all.
 
     Raises:
         UsageError: unknown task or runtime.
@@ -81,11 +81,11 @@ def part_of(tick: Tick, done: int, count: int) -> Tick:
 
 
 def forms_of(model: str | Path) -> Sequence[Mapping[str, object]]:
-    """The settings of each form in which a model ships; those of its default form for a file, too."""
+    """The settings of the forms to judge: those that ship of a model that has no checkpoint of its default form."""
     from edgemem.models import specs
 
-    known = {} if is_file(model) else specs()
-    return tuple(known[str(model)].trained().values()) or ({},) if str(model) in known else ({},)
+    found = None if is_file(model) else specs().get(str(model))
+    return ({},) if found is None or found.checkpoint else tuple(found.forms.values()) or ({},)
 
 
 def together(found: Sequence[Evaluation]) -> Evaluation:

@@ -123,9 +123,9 @@ def test_right_context_is_encoded_again_with_every_segment(ahead: int, time: int
     torch.testing.assert_close(encoder(x), stacked(encoder, x, ahead), **CLOSE)
 
 
-def linear_costs(fold: int) -> tuple[int, int]:
+def linear_costs(fold: int, ffn_fold: int = 0) -> tuple[int, int]:
     """Weights in the matrices of the encoder's layers, and multiplications with them in one segment."""
-    module, macs = built(fold=fold), [0]
+    module, macs = built(fold=fold, ffn_fold=ffn_fold), [0]
 
     def count(layer: nn.Module, _: object, y: Tensor) -> None:
         macs[0] += layer.weight.numel() * y.numel() // y.shape[-1]
@@ -141,6 +141,14 @@ def linear_costs(fold: int) -> tuple[int, int]:
 def test_weights_shrink_by_the_square_and_multiplications_by_the_factor(fold: int) -> None:
     weights, macs = linear_costs(1)
     assert linear_costs(fold) == (weights // fold**2, macs // fold)
+
+
+def test_folding_attention_alone_saves_a_quarter() -> None:
+    """Of a layer's weights 4 width^2 are attention's, 8 width^2 the feed-forward's; of the former 1/4 stay."""
+    weights, macs = linear_costs(1)
+    folded, fewer = linear_costs(2, ffn_fold=1)
+    assert folded * 4 == weights * 3 and fewer < macs
+    assert linear_costs(2, ffn_fold=2) == linear_costs(2)
 
 
 def test_state_is_the_same_at_any_fold() -> None:
@@ -309,6 +317,8 @@ def test_speech_model_size_ports_and_time() -> None:
     [
         ({"fold": 3}, r"width must be a multiple of fold, got width=16 and fold=3"),
         ({"fold": 4, "ffn": 30}, r"ffn must be a multiple of fold, got ffn=30 and fold=4"),
+        ({"fold": 2, "ffn_fold": 4, "ffn": 30}, r"ffn must be a multiple of ffn_fold, got ffn=30 and ffn_fold=4"),
+        ({"ffn_fold": 3, "ffn": 30}, r"width must be a multiple of ffn_fold, got width=16 and ffn_fold=3"),
         ({"fold": 8, "heads": 4}, r"heads must divide width / fold, got heads=4, width=16 and fold=8, that is 2"),
         ({"left": 0}, r"left must be at least 1, got 0"),
         ({"look_ahead": -1}, r"look_ahead must be at least 0, got -1"),

@@ -36,6 +36,7 @@ windows = st.floats(2.0, 30.0)
 FOLDS = st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(3, 4)).map(
     lambda drawn: {"fold": drawn[0], "heads": drawn[1], "width": drawn[0] * drawn[1] * drawn[2], "ffn": drawn[0] * 4}
 )
+FEEDS = st.sampled_from([0, 1])  # folded as attention, not folded
 HEADS = st.tuples(st.integers(1, 3), st.integers(3, 5)).map(  # a layer norm of 2 numbers is two signs
     lambda drawn: {"heads": drawn[0], "width": drawn[0] * drawn[1]}
 )
@@ -114,8 +115,8 @@ CASES: dict[str, tuple[str, Settings]] = {
             vocab=small,
         ),
     ),
-    "folding": ("folding", sizes(FOLDS, **WINDOWS, features=small, vocab=st.sampled_from([0, 5]))),
-    "asr-folding": ("folding", sizes(FOLDS, **WINDOWS, features=st.just(12), vocab=small)),
+    "folding": ("folding", sizes(FOLDS, **WINDOWS, ffn_fold=FEEDS, features=small, vocab=st.sampled_from([0, 5]))),
+    "asr-folding": ("folding", sizes(FOLDS, **WINDOWS, ffn_fold=FEEDS, features=st.just(12), vocab=small)),
     "probe-rwkv4": ("probes", sizes(probe=PROBED, layers=few, width=small, ffn=st.sampled_from([0, 5]))),
     "probe-lmu": (
         "probes",

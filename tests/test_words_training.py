@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from bench.tasks.kws.voices import ESPEAK, FLITE
 from bench.tasks.kws.wordset import SAMPLE_RATE, WordSet, gathered, trimmed
-from bench.tasks.words import compose, data, evaluate, strings, train
+from bench.tasks.words import compose, data, evaluate, page, strings, train
 from edgemem.errors import InputError
 from edgemem.models.folding import ASRConfig, SpeechFolding
 from edgemem.program import load
@@ -124,3 +125,63 @@ def test_streaming_a_file_hears_what_the_module_hears(toy: WordSet, tmp_path: Pa
     joined = evaluate.streams(made)
     assert [clip.voice for clip in joined] == ["voice0", "voice1"]
     assert sum(len(clip.sound) for clip in joined) == sum(len(clip.sound) for clip in made)
+
+
+# --- the results page --------------------------------------------------------------------------------------------
+
+
+def row(model: str, rate: float, checkpoint_bytes: int, **config: int) -> dict[str, Any]:
+    """A model as the result file has it."""
+    levels = {
+        level: {
+            "token_error_rate": rate,
+            "words": 2000,
+            "strings": 700,
+            "by_voice": {"a": rate},
+            "latency_seconds": {"median": 0.1, "p95": 0.2},
+        }
+        for level in ("clean", "10db", "0db")
+    }
+    return {
+        "model": model,
+        "seed": 0,
+        "levels": levels,
+        "streams": {"token_error_rate": rate},
+        "parameters": checkpoint_bytes // 2,
+        "checkpoint_bytes": checkpoint_bytes,
+        "macs_per_step": 1000,
+        "recipe": {"short_steps": 1, "steps": 2, "batch": 3},
+        "config": {"layers": 4, "width": 128, "fold": 2, "ffn_fold": 0, **config},
+    }
+
+
+def result(*rates: float) -> dict[str, Any]:
+    """Without folding, attention folded, all folded."""
+    rows = [
+        row("n1", rates[0], 100_000, fold=1),
+        row("n2-attention", rates[1], 76_000, ffn_fold=1),
+        row("n2-wide", rates[2], 90_000),
+    ]
+    step = {found["model"]: {"ratio": 1.0} for found in rows}
+    return {"rows": rows, "step": step, "seconds_per_step": 0.36, "look_ahead_seconds": 0.06}
+
+
+def test_the_page_tells_what_was_reached_and_what_was_missed() -> None:
+    (claim,) = page.section(result(0.05, 0.051, 0.09)).claims
+    assert "`n2-attention`: 24 % smaller, token errors 5.0 % to 5.1 %, 1.00 times" in claim.measured
+    alike, worse = claim.verdict.split("; ")
+    assert alike == "`n2-attention`: saves as much as the paper, accuracy alike within the scatter of 1.4 points"
+    assert worse == "`n2-wide`: saves less than the paper, but 4.0 points more errors, beyond the scatter of 1.4"
+    assert "2.0 points fewer errors" in page.section(result(0.05, 0.03, 0.09)).claims[0].verdict
+
+
+def test_the_table_says_what_is_folded() -> None:
+    (table,) = page.section(result(0.05, 0.05, 0.05)).tables
+    assert [cells[1] for cells in table.rows] == ["1", "2 (attention)", "2"]
+    assert all(len(cells) == len(table.heads) for cells in table.rows)
+
+
+def test_a_missing_model_is_left_out() -> None:
+    found = result(0.05, 0.05, 0.05)
+    found["rows"] = [found["rows"][0], found["rows"][2]]
+    assert "n2-attention" not in page.section(found).claims[0].measured

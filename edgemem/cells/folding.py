@@ -10,7 +10,8 @@ Transformer-based Streaming Speech Recognition", 2023.
     unfold    the sub-tokens of a frame side by side again
 
 Every sub-token sees all sub-tokens of every frame that its frame sees. Weights shrink by N^2, their multiplications
-by N; scores grow by N. N = 1 is the ordinary encoder layer. Norms and residual paths are of whole frames.
+by N; scores grow by N. N = 1 is the ordinary encoder layer; attention and feed-forward may differ in N. Norms and
+residual paths are of whole frames.
 
 Frames come in segments of C; each is encoded with L frames to its left and R to its right (block processing, as in
 the Emformer of Shi et al. 2021, whose summary memory this is without):
@@ -146,7 +147,16 @@ class FoldingLayer(nn.Module):
     """One encoder layer on windows: attention, then feed-forward, each normalised before and added."""
 
     def __init__(
-        self, width: int, heads: int, inner: int, fold: int, segment: int, left: int, right: int, last: bool
+        self,
+        width: int,
+        heads: int,
+        inner: int,
+        fold: int,
+        feed_fold: int,
+        segment: int,
+        left: int,
+        right: int,
+        last: bool,
     ) -> None:
         """The `last` layer leaves out the right frames, which no other layer asks for."""
         super().__init__()
@@ -154,7 +164,7 @@ class FoldingLayer(nn.Module):
         self.attend_norm = nn.LayerNorm(width)
         self.attend = FoldedAttention(width, heads, fold, segment, left, right, self.queries)
         self.feed_norm = nn.LayerNorm(width)
-        self.feed = FoldedFeedForward(width, inner, fold)
+        self.feed = FoldedFeedForward(width, inner, feed_fold)
 
     def forward(self, x: Tensor, visible: Tensor, state: State) -> tuple[Tensor, State]:
         """As `FoldedAttention.forward`."""
@@ -170,13 +180,25 @@ class FoldingEncoder(StreamingModule):
     causal = False  # the first frame of a centre sees as far right as the last
 
     def __init__(
-        self, layers: int, width: int, heads: int, inner: int, fold: int, segment: int, left: int, right: int
+        self,
+        layers: int,
+        width: int,
+        heads: int,
+        inner: int,
+        fold: int,
+        segment: int,
+        left: int,
+        right: int,
+        feed_fold: int | None = None,
     ) -> None:
-        """`fold` and `heads` together divide `width`, `fold` divides `inner`; `left` is at least 1."""
+        """`fold` and `heads` together divide `width`; `feed_fold` divides `width` and `inner`; `left` is at least 1.
+
+        `feed_fold` is N of the feed-forward parts where it is not that of attention.
+        """
         super().__init__()
         self.segment_length, self.look_ahead, self.left = segment, right, left
         self.layers = nn.ModuleList(
-            FoldingLayer(width, heads, inner, fold, segment, left, right, last=index == layers - 1)
+            FoldingLayer(width, heads, inner, fold, feed_fold or fold, segment, left, right, last=index == layers - 1)
             for index in range(layers)
         )
         self.norm = nn.LayerNorm(width)

@@ -55,6 +55,7 @@ def command(
     \b
     edgemem run k.onnx --input speech.wav
     arecord -f S16_LE -r 16000 -t raw | edgemem run k.onnx --input - --json
+    edgemem run asr.onnx --input digits.wav
     edgemem run lm.onnx --text "def " --generate 100 --temperature 0.8 --seed 7
     """
     from edgemem.program import load
@@ -76,7 +77,11 @@ def command(
         write_text(stream, text, generate, temperature, top_k, stop, seed, as_json)
     else:
         results = described_rows(stream, source, text, rows, end=state is None)
-        show_json(results) if as_json else show_table(results)
+        if as_json:
+            show_json(results)
+        else:
+            said = show_table(results)
+            show_transcript(said, stream.contract.outputs[0].labels, rows)
     if state is not None:
         stream.snapshot(state)
 
@@ -100,18 +105,30 @@ def show_json(results: Iterator[dict[str, Any]]) -> None:
         sys.stdout.flush()
 
 
-def show_table(results: Iterator[dict[str, Any]]) -> None:
-    """A table that grows while the stream runs; costs of tokens are summed up at its end."""
+def show_table(results: Iterator[dict[str, Any]]) -> list[str]:
+    """A table that grows while the stream runs; costs of tokens are summed up at its end. Gives the labels in it."""
     from edgemem.text import row_text
 
     console, bits, count = stdout(), 0.0, 0
+    said: list[str] = []
     for row in results:
+        said += [row["label"]] if "label" in row else []
         if "bits" in row:
             bits, count = bits + row["bits"], count + 1
         else:
             console.print(row_text(row), markup=False, highlight=False)
     if count:
         console.print(f"{count} tokens predicted at {bits / count:.3f} bits per token", highlight=False)
+    return said
+
+
+def show_transcript(said: list[str], labels: tuple[str, ...] | None, every_row: bool) -> None:
+    """One line of what a recogniser by CTC understood; other models have none."""
+    from edgemem.tasks.words import BLANK
+
+    if labels is not None and BLANK in labels and not every_row:
+        between = " " if " " not in labels else ""  # words, or characters with their own space
+        stdout().print(between.join(said) or "nothing recognised", markup=False, highlight=False)
 
 
 def write_text(

@@ -42,6 +42,7 @@ class FoldingConfig:
     heads: int = 4
     ffn: int = 0  # inner width of the feed-forward parts, of a whole frame (0: 4 * width)
     fold: int = 2  # N: sub-tokens of a frame
+    ffn_fold: int = 0  # N of the feed-forward parts (0: fold; 1: only attention is folded)
     segment: int = 8  # frames in a step
     left: int = 16  # frames whose keys and values each layer keeps
     look_ahead: int = 4
@@ -54,9 +55,24 @@ class FoldingConfig:
         Raises:
             ConfigError: naming the fields and their values.
         """
-        at_least(self, layers=1, width=2, heads=1, ffn=0, fold=1, segment=2, left=1, look_ahead=0, features=1, vocab=0)
+        at_least(
+            self,
+            layers=1,
+            width=2,
+            heads=1,
+            ffn=0,
+            fold=1,
+            ffn_fold=0,
+            segment=2,
+            left=1,
+            look_ahead=0,
+            features=1,
+            vocab=0,
+        )
         divides(self, "fold", "width")
-        divides(self, "fold", "ffn")
+        divides(self, "ffn_fold" if self.ffn_fold else "fold", "ffn")
+        if self.ffn_fold:
+            divides(self, "ffn_fold", "width")
         if self.width // self.fold % self.heads:
             raise ConfigError(
                 f"{type(self).__name__}.heads must divide width / fold, got heads={self.heads}, width={self.width} "
@@ -103,6 +119,7 @@ class Folding(Composite):
             config.segment,
             config.left,
             config.look_ahead,
+            config.ffn_fold or None,
         )
         self.head = nn.Linear(config.width, config.vocab) if config.vocab else nn.Identity()
         self.inputs = (Port("x", (config.features,)),)
@@ -155,14 +172,16 @@ def settings_of(tensors: Mapping[str, Tensor]) -> dict[str, object]:
         if name not in tensors or tensors[name].dim() != 2 or not tensors[name].numel():
             raise CheckpointError(f"the checkpoint has no matrix {name}; one of asr-folding was wanted")
     embed, head, query, distance = (tensors[name] for name in names)
-    fold = embed.shape[0] // query.shape[0]
+    inner, sub = tensors[f"{layer}.feed.expand.weight"].shape
+    fold, feed_fold = embed.shape[0] // query.shape[0], embed.shape[0] // sub
     layers = {int(found[1]) for name in tensors if (found := re.match(r"encoder\.layers\.(\d+)\.", name))}
     return {
         "layers": max(layers) + 1,
         "width": embed.shape[0],
         "heads": distance.shape[0],
         "fold": fold,
-        "ffn": tensors[f"{layer}.feed.expand.weight"].shape[0] * fold,
+        "ffn_fold": 0 if feed_fold == fold else feed_fold,
+        "ffn": inner * feed_fold,
         "features": embed.shape[1],
         "vocab": head.shape[0],
     }
@@ -184,6 +203,8 @@ MODELS = (
         summary="Digits and commands in 16 kHz audio: streaming encoder with folding attention, CTC logits",
         config=ASRConfig,
         build=SpeechFolding,
+        checkpoint="asr-folding.safetensors",
         settings_of=settings_of,
+        forms={"asr-unfolded.safetensors": {"fold": 1, "width": 128, "heads": 4}},
     ),
 )

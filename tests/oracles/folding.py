@@ -69,7 +69,7 @@ def encoder_layer(part: Parameters, config: Any, rows: Rows, asked: list[int], f
     after = {}
     for t in asked:
         y = rows[t] + np.concatenate([attention(attend, config, t, u, seen) for u in np.split(normed[t], config.fold)])
-        tokens = np.split(norm(sub(part, "feed_norm"), y), config.fold)
+        tokens = np.split(norm(sub(part, "feed_norm"), y), getattr(config, "ffn_fold", 0) or config.fold)
         inner = [relu(linear(sub(feed, "expand"), u)) for u in tokens]
         after[t] = y + np.concatenate([linear(sub(feed, "reduce"), u) for u in inner])
     return after

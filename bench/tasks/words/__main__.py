@@ -37,17 +37,15 @@ from edgemem.export import to_onnx
 from edgemem.models import build_model, configured, spec
 from edgemem.program import load
 
-MODEL = "asr-folding"
-# Two heads of a folded sub-token are as many numbers as four of a frame; the widths of the `wide` ones make as many
-# multiplications as n1.
+# Two heads of a folded sub-token are as many numbers as four of a frame; at the width of n2-wide the layers multiply as
+# often as those of n1.
 SWEEP: dict[str, dict[str, object]] = {
     "n1": {"fold": 1, "width": 128, "heads": 4},
+    "n2-attention": {"fold": 2, "ffn_fold": 1, "width": 128, "heads": 2},  # feed-forward parts as they are
+    "n2-wide": {"fold": 2, "width": 176, "heads": 2},
     "n2": {"fold": 2, "width": 128, "heads": 2},
     "n4": {"fold": 4, "width": 128, "heads": 1},
-    "n2-wide": {"fold": 2, "width": 176, "heads": 2},
-    "n4-wide": {"fold": 4, "width": 256, "heads": 1},
 }
-SHIPPED = {"n2-wide": "asr-folding.safetensors", "n1": "asr-unfolded.safetensors"}
 SEQUENCES = {compose.SHORT_SECONDS: 9_600, compose.LONG_SECONDS: 24_000}
 QUICK: dict[str, Any] = {"short_steps": 10, "steps": 10, "batch": 8, "judged": 0.5}
 VALIDATION_CLIPS = 100  # clean, and as many with noise
@@ -71,7 +69,7 @@ def composed(folder: Path, seconds: float, count: int) -> Path:
 
 def trained(name: str, folder: Path, recipe: Recipe, limit: int | None) -> Path:
     """Train one model of the sweep; its checkpoint, in float16. What is known of the training stands beside it."""
-    config = configured(spec(MODEL), SWEEP[name])
+    config = configured(spec(card.MODEL), SWEEP[name])
     unheard = data.load("valid", folder)
     made = [
         clip for snr_db in (None, 5.0) for clip in evaluate.clips(unheard, snr_db, VALIDATION_SEED, VALIDATION_CLIPS)
@@ -105,7 +103,7 @@ def trained(name: str, folder: Path, recipe: Recipe, limit: int | None) -> Path:
 def judged(name: str, seed: int, folder: Path, limit: int | None) -> dict[str, Any]:
     """What the test voices say of a checkpoint, streamed through the file that it exports to."""
     checkpoint = folder / f"{named(name, seed)}.safetensors"
-    module, _ = build_model(MODEL, SWEEP[name], checkpoint=checkpoint)
+    module, _ = build_model(card.MODEL, SWEEP[name], checkpoint=checkpoint)
     strings = data.load("test", folder)
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "m.onnx"
@@ -128,13 +126,13 @@ def judged(name: str, seed: int, folder: Path, limit: int | None) -> dict[str, A
 
 
 def ship(folder: Path, seed: int) -> None:
-    """Copy the checkpoints of `SHIPPED` to where the package keeps them."""
-    for name, file in SHIPPED.items():
+    """Copy the checkpoints of `card.SHIPPED` to where the package keeps them, and write their cards."""
+    for name, file in card.SHIPPED.items():
         target = checkpoints.packaged(file)
         shutil.copyfile(folder / f"{named(name, seed)}.safetensors", target)
         target.chmod(0o644)  # a package's data is everyone's to read
         print(target)
-    print(*card.write(report.rows(), SHIPPED), sep="\n")
+    print(*card.write(report.rows()), sep="\n")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -155,7 +153,7 @@ def run(options: argparse.Namespace) -> None:
             checkpoint.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
             print(report.line(found), flush=True)
     if options.report:
-        report.write(folder, MODEL, SWEEP)
+        report.write(folder, card.MODEL, SWEEP)
     if options.ship:
         ship(folder, recipe.seed)
 

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from edgemem.checkpoints import packaged
+from edgemem.models import spec
 
+MODEL = "asr-folding"
+SHIPPED = {"n2-wide": "asr-folding.safetensors", "n1": "asr-unfolded.safetensors"}  # by name in the sweep
 LEVELS = {"clean": "clean", "10db": "noise 10 dB below the words", "0db": "noise as loud as the words"}
 RECORDED_TRAINING_VOICES = 4  # of flite; one person twice
 
@@ -16,7 +19,7 @@ def card(name: str, row: Mapping[str, Any]) -> str:
     """The card of a checkpoint called `name`, in Markdown, from its row in the results."""
     config, clean = row["config"], row["levels"]["clean"]
     kind = "with folding attention (Li et al., 2023)" if config["fold"] > 1 else "without folding, to compare with"
-    settings = "" if name == "asr-folding" else f"\n\n    edgemem export asr-folding --checkpoint {name}.safetensors"
+    settings = " ".join(f"--set {key}={value}" for key, value in spec(MODEL).trained()[f"{name}.safetensors"].items())
     rates = "\n".join(
         f"| {said} | {100 * row['levels'][level]['token_error_rate']:.1f} % "
         f"| {100 * row['levels'][level]['strings_right']:.0f} % |"
@@ -30,7 +33,10 @@ Writes down strings of digits and short commands in 16 kHz audio as it comes: ze
 right, on, off, stop, go. A streaming Transformer encoder {kind}, N = {config["fold"]}, of {row["parameters"]:,}
 parameters: {config["layers"]} layers of {config["width"]} features, a step for every
 {config["segment"]} rows of 60 ms, {config["look_ahead"]} row of look-ahead, {row["state_bytes"]:,} bytes of state. Its
-logits are those of CTC: a word that is repeated from row to row counts once, blanks go.{settings}
+logits are those of CTC: a word that is repeated from row to row counts once, blanks go.
+
+    edgemem export {MODEL} {settings + " " if settings else ""}-o asr.onnx
+    edgemem run asr.onnx --input digits.wav
 
 ## Trained on synthetic speech only
 
@@ -50,15 +56,16 @@ synthetic speakers of which none is in the training set.
 |---|---|---|
 {rates}
 
-The worst of these voices has {100 * worst:.0f} % token errors, clean. The last word of a string is known
-{wait["median"]:.2f} s after its end (median; {wait["p95"]:.2f} s for 95 % of them), without computing.
+The worst of these voices has {100 * worst:.0f} % token errors, clean. From the end of a string to
+the moment its last word is known pass {wait["median"]:.2f} s (median; {wait["p95"]:.2f} s for 95 % of them; below 0: it
+was known before its end), without computing.
 """
 
 
-def write(rows: Sequence[Mapping[str, Any]], shipped: Mapping[str, str]) -> list[Path]:
-    """Write the cards of the checkpoints that are packaged: `shipped` has the file of each model."""
+def write(rows: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Write the cards of the checkpoints that are packaged."""
     paths = []
-    for model, file in shipped.items():
+    for model, file in SHIPPED.items():
         path = packaged(file).with_suffix(".md")
         path.write_text(card(path.stem, next(row for row in rows if row["model"] == model)))
         paths.append(path)

@@ -25,7 +25,7 @@ class Recipe:
 
     seed: int = 0
     short_steps: int = 400  # on short sequences, before
-    steps: int = 700  # on long ones
+    steps: int = 2600  # on long ones
     batch: int = 32
     rate: float = 2e-3  # peak learning rate
     warm_up: float = 0.05
