@@ -4,6 +4,7 @@ NAME.h NAME.c           what a C program includes, and the step in C99
 NAME_kernels.o          TVM's code for the board's core
 NAME_weights.bin .S     the weights, and the section that holds them
 NAME.so NAME.a          the same linked
+NAME_frontend.h         of a model of sound, with edgemem_frontend.h and .c: features from samples
 manifest.json           contract, digests, compilers, sizes, memory plan, the PrimFunc behind each kernel
 """
 
@@ -24,7 +25,7 @@ from edgemem import contract as contracts
 from edgemem.boards import Board
 from edgemem.digests import canonical
 from edgemem.errors import BudgetError, UsageError
-from edgemem.runtimes.aot import emit, emit_run
+from edgemem.runtimes.aot import emit, emit_audio, emit_frontend, emit_run
 from edgemem.runtimes.aot.aliasing import elementwise
 from edgemem.runtimes.aot.folding import folded
 from edgemem.runtimes.aot.graph import Graph, Tensor, graph_of
@@ -254,9 +255,21 @@ def build(folder: Path, source: emit.Source, blob: bytes, kernels: Kernels, tool
     tools.archive(f"{n}.a", objects, folder)
     tools.shared(f"{n}.so", objects, "exports.map", folder)
     (folder / "edgemem-run.c").write_text(emit_run.program(source))
-    tools.executable("edgemem-run", ["edgemem-run.c", *objects], folder, *WARNINGS, *FLAGS)
+    sources = ["edgemem-run.c", *front_end(folder, source)]
+    tools.executable("edgemem-run", [*sources, *objects], folder, *WARNINGS, *FLAGS)
     for leftover in (f"{n}.o", f"{n}_weights.o", "exports.map", "edgemem-run.c"):
         (folder / leftover).unlink()
+
+
+def front_end(folder: Path, source: emit.Source) -> list[str]:
+    """The files that make a model's input of samples, where it takes sound; those of them that are to be compiled."""
+    if not emit_audio.takes_sound(source.contract):
+        return []
+    tables = emit_frontend.header(source.name, emit_audio.front_end(source.contract.inputs[0]))
+    (folder / f"{source.name}_frontend.h").write_text(tables)
+    for name in emit_frontend.SOURCES:
+        (folder / name).write_text(emit_frontend.source(name))
+    return [name for name in emit_frontend.SOURCES if name.endswith(".c")]
 
 
 def manifest_of(

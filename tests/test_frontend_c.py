@@ -1,0 +1,134 @@
+"""The C front end against the Python one, over sounds of every loudness and any cut, under sanitizers."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import edgemem
+from edgemem.audio import FrontEnd
+from edgemem.errors import ContractError
+from edgemem.runtimes.aot import emit_frontend
+from tests.test_audio import FRONT_ENDS
+
+pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed: apt install gcc")
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# Stated in edgemem_frontend.h: float32 against float64. A sum over all mels, MFCC 0, has sqrt(mels) of the error.
+LOG_MEL_BOUND, MFCC_BOUND = 1e-4, 5e-4
+
+MAIN = """\
+#include "model_frontend.h"
+#include <stdio.h>
+static float room[MODEL_FRONTEND_FLOATS], row[MODEL_FRONTEND_WIDTH];
+int main(void)
+{
+    static int16_t block[BLOCK];
+    edgemem_frontend_stream sound;
+    size_t count;
+    edgemem_frontend_reset(&model_frontend, &sound, room);
+    while ((count = fread(block, sizeof *block, BLOCK, stdin)) > 0) {
+        const int16_t *samples = block;
+        while (edgemem_frontend_push(&model_frontend, &sound, &samples, &count, row)) {
+            fwrite(row, sizeof *row, MODEL_FRONTEND_WIDTH, stdout);
+        }
+    }
+    return 0;
+}
+"""
+
+
+def built(f: FrontEnd, folder: Path, block: int) -> Path:
+    """A program that turns PCM on stdin into rows on stdout, `block` samples at a time."""
+    for name in emit_frontend.SOURCES:
+        (folder / name).write_text(emit_frontend.source(name))
+    (folder / "model_frontend.h").write_text(emit_frontend.header("model", f))
+    (folder / "main.c").write_text(MAIN)
+    subprocess.run(
+        ["gcc", "-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", "-O1", f"-DBLOCK={block}",
+         "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-o", "rows", "main.c", "edgemem_frontend.c"],
+        cwd=folder, check=True,
+    )  # fmt: skip
+    return folder / "rows"
+
+
+def pcm_of(samples: int, seed: int) -> Array:
+    """Noise and tones from the last bit to full scale, and silence."""
+    random = np.random.default_rng(seed)
+    loudness = 10.0 ** random.uniform(-5, 0, samples // 500 + 1).repeat(500)[:samples]
+    tones = np.sin(np.arange(samples) * random.uniform(0.01, 3.0)) + 0.3 * random.uniform(-1, 1, samples)
+    sound = np.clip(tones * loudness, -1, 1 - 2**-15)
+    sound[samples // 3 : samples // 2] = 0.0
+    return np.round(sound * 32767).astype("<i2")
+
+
+def check(f: FrontEnd, folder: Path, pcm: Array, block: int) -> None:
+    done = subprocess.run([built(f, folder, block)], input=pcm.tobytes(), capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    came = np.frombuffer(done.stdout, np.float32).reshape(-1, f.width)
+    wanted = f.features(pcm.astype(np.float32) / np.float32(32768))
+    assert came.shape == wanted.shape
+    bound = (LOG_MEL_BOUND if f.coefficients is None else MFCC_BOUND) * abs(f.scale)
+    assert np.abs(came - wanted).max() <= bound
+
+
+@pytest.mark.parametrize("name", FRONT_ENDS)
+def test_rows_are_those_of_the_python_front_end(name: str, tmp_path: Path) -> None:
+    check(FRONT_ENDS[name], tmp_path, pcm_of(48_000, seed=3), block=333)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    fft=st.sampled_from([2, 4, 16, 256, 2048]),
+    window=st.floats(0.3, 1),
+    hop=st.floats(0.2, 1),
+    mels=st.integers(1, 30),
+    stack=st.integers(1, 3),
+    coefficients=st.none() | st.integers(1, 8),
+    block=st.integers(1, 2000),
+    seed=st.integers(0, 99),
+)
+def test_any_front_end_has_its_twin(
+    tmp_path_factory: pytest.TempPathFactory, fft: int, window: float, hop: float, mels: int, stack: int,
+    coefficients: int | None, block: int, seed: int,
+) -> None:  # fmt: skip
+    samples = max(1, int(window * fft))
+    kind = {"kind": "log_mel"} if coefficients is None else {"kind": "mfcc", "coefficients": min(coefficients, mels)}
+    try:
+        f = FrontEnd(
+            window_samples=samples, hop_samples=max(1, int(hop * samples)), fft=fft, mels=mels, stack=stack,
+            low_hz=0.0, high_hz=8000.0, **kind,
+        )  # fmt: skip
+    except ContractError:  # a filter without a bin: no such front end
+        return
+    check(f, tmp_path_factory.mktemp("frontend"), pcm_of(6 * samples * stack, seed), block)
+
+
+@pytest.mark.parametrize("name", ["kws-lmuformer", "asr-folding"])
+def test_edgemem_run_hears_what_a_stream_hears(name: str, tmp_path: Path) -> None:
+    """Raw PCM to the rows of real frames: those of `push_samples` and `flush`, look-ahead and a short end included."""
+    from tests.aot_programs import compiled, model_file
+
+    compiled(model_file(name, tmp_path), tmp_path / "program")
+    pcm = pcm_of(16_000 + 777, seed=5)
+    stream = edgemem.load(tmp_path / "program").stream()
+    rows = [stream.push_samples(pcm.astype(np.float32) / np.float32(32768)), stream.flush()]
+    wanted = np.concatenate([r.values for r in rows])
+    command = [tmp_path / "program" / "edgemem-run"]
+    done = subprocess.run(command, input=pcm.tobytes(), capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    came = np.frombuffer(done.stdout, np.float32).reshape(wanted.shape)
+    np.testing.assert_allclose(came, wanted, rtol=1e-3, atol=1e-3)  # features of float32 arithmetic
+    features = stream.contract.inputs[0]
+    chunk = np.zeros(features.shape, np.float32).tobytes() + (b"" if len(stream.contract.inputs) == 1 else bytes(8))
+    done = subprocess.run([*command, "--features"], input=chunk, capture_output=True)
+    assert done.returncode == 0 and len(done.stdout) == np.prod(stream.contract.outputs[0].shape) * 4
+    done = subprocess.run(command, input=pcm.tobytes()[:-1], capture_output=True)
+    assert done.returncode == 2 and b"an odd number of bytes came" in done.stderr
