@@ -47,7 +47,7 @@ def read_pth(path: Path) -> Mapping[str, Tensor]:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises pickle, zip, runtime and end-of-file errors here
         raise CheckpointError(
-            f"{path} is not a .pth file of tensors alone ({str(error).splitlines()[0]}); "
+            f"{path} is not a .pth file of tensors alone ({type(error).__name__}); "
             "convert it to .safetensors on a machine that trusts it"
         ) from error
     if not isinstance(tensors, Mapping) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):

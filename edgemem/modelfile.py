@@ -30,7 +30,8 @@ def open_model(path: str | Path) -> ModelFile:
 
     Raises:
         ModelFileError: not a whole ONNX file.
-        ContractError: no contract, a newer, malformed or altered one, or one of another graph.
+        ContractError: no contract, a newer, malformed or altered one, or one of another graph; it names the file and
+            the field.
     """
     onnx = onnxfile.read(path)
     if contracts.KEY not in onnx.metadata:
@@ -38,8 +39,11 @@ def open_model(path: str | Path) -> ModelFile:
             f"{path} is ONNX without a contract (metadata {contracts.KEY}); "
             "`edgemem export` writes one for a torch model"
         )
-    contract = contracts.decode(onnx.metadata[contracts.KEY])
-    contracts.check_graph(contract, onnx.inputs, onnx.outputs, onnx.initializers)
+    try:
+        contract = contracts.decode(onnx.metadata[contracts.KEY])
+        contracts.check_graph(contract, onnx.inputs, onnx.outputs, onnx.initializers)
+    except ContractError as error:
+        raise ContractError(f"{path}: {error}") from error
     return ModelFile(Path(path), onnx, contract)
 
 

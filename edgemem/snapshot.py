@@ -129,5 +129,7 @@ def parsed(data: bytes) -> tuple[dict[str, Array], dict[str, Any]]:
         if not isinstance(header, dict):
             raise TypeError("its header is not an object")
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise SnapshotError(f"snapshot: not a snapshot file ({error}); it is truncated or altered") from error
+        raise SnapshotError(
+            f"snapshot: not a snapshot file ({error}); it is truncated or altered, take an older copy"
+        ) from error
     return tensors, header

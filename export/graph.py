@@ -27,6 +27,7 @@ from torch._decomp import decomposition_table
 from edgemem import module as streaming
 from edgemem.errors import ExportError
 from edgemem.state import Port, StateTensor
+from edgemem.text import first_line
 from edgemem.weights import START, TRANSPOSED
 
 OPSET = 20
@@ -248,7 +249,7 @@ def first_cause(error: BaseException) -> str:
     """The innermost message of a chain of errors."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return first_line(error)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import numpy as np
 from edgemem import modelfile
 from edgemem.errors import MissingDependency, ModelFileError
 from edgemem.program import Array, Program, StateBlock
+from edgemem.text import first_line
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -124,6 +125,5 @@ def session(model: Path | bytes, threads: int = 1) -> Any:
     except Exception as error:  # onnxruntime's errors have no common base outside its private module
         name = "the graph" if isinstance(model, bytes) else model
         raise ModelFileError(
-            f"onnxruntime {onnxruntime.__version__} refuses {name}: {str(error).splitlines()[0]}; "
-            "export the model again"
+            f"onnxruntime {onnxruntime.__version__} refuses {name}: {first_line(error)}; export the model again"
         ) from error

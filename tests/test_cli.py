@@ -18,7 +18,7 @@ import soundfile
 from edgemem import modelfile, onnxfile
 from edgemem.cli.main import COMMANDS
 
-EDGEMEM = [sys.executable, "-c", "from edgemem.cli.main import main; main()"]
+EDGEMEM = [sys.executable, "-m", "edgemem"]
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
 
 
@@ -161,8 +161,8 @@ def test_a_truncated_or_bare_or_newer_model_is_refused(models: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("export", "rwkv", "-o", "x.onnx"), "unknown model 'rwkv', did you mean 'rwkv4'?"),
-        (("export", "rwkv4", "--set", "layer=2", "-o", "x.onnx"), "no setting 'layer', did you mean 'layers'?"),
+        (("export", "rwkv", "-o", "x.onnx"), "unknown model 'rwkv' (did you mean 'rwkv4'?)"),
+        (("export", "rwkv4", "--set", "layer=2", "-o", "x.onnx"), "no setting 'layer' (did you mean 'layers'?)"),
         (("export", "rwkv4", "--set", "layers=two", "-o", "x.onnx"), "layers must be a whole number, got 'two'"),
         (("export", "rwkv4", "--set", "layers=0", "-o", "x.onnx"), "layers must be at least 1, got 0"),
         (("export", "rwkv4", "--set", "layers", "-o", "x.onnx"), "--set needs KEY=VALUE, got 'layers'"),

@@ -108,7 +108,7 @@ def test_the_same_seed_makes_the_same_episodes(name: str) -> None:
         (lambda: series.mackey_glass(1, 5, 0, tau=0.05), "tau=0.05"),
         (lambda: series.narma(1, 5, 0, order=0), "order=0"),
         (lambda: probes.judged(probes.PROBES["narma"], lambda x: x, longest=5), "narma has no level of 5 frames"),
-        (lambda: probes.probe("recal"), r"unknown probe 'recal', did you mean 'recall'\?"),
+        (lambda: probes.probe("recal"), r"unknown probe 'recal' \(did you mean 'recall'\?\)"),
     ],
 )
 def test_what_cannot_be_made_is_refused(make: Callable[[], Any], wanted: str) -> None:
@@ -325,7 +325,7 @@ def test_what_is_no_probe_is_refused(models: Path) -> None:
         InputError, match=r"lm-rwkv4 does not fit: a model trained for one of the probes recall, .* was"
     ):
         evaluate(models / "lm.onnx", "probes")
-    with pytest.raises(ConfigError, match=r"unknown probe 'recal', did you mean 'recall'\?"):
+    with pytest.raises(ConfigError, match=r"unknown probe 'recal' \(did you mean 'recall'\?\)"):
         ProbeConfig(probe="recal")
     with pytest.raises(ConfigError, match="fold must divide ffn"):
         FoldingProbeConfig(fold=3, width=48, ffn=32)

@@ -28,7 +28,7 @@ def test_the_shell_examples_run_in_order(tmp_path: Path) -> None:
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
     command = bin_folder / "edgemem"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "from edgemem.cli.main import main; main()" "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m edgemem "$@"\n')
     command.chmod(0o755)
     environment = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}"}
     for example in shell_examples():

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgemem.cli.options import json_option, print_json, stderr, stdout
+from edgemem.cli.options import json_option, print_json, progress_bar, stdout
 
 
 @click.command("bench")
@@ -26,11 +26,9 @@ def command(
     edgemem bench r.onnx --runtime ort --runtime aot
     edgemem bench r.onnx k.onnx --runtime aot --json
     """
-    from rich.progress import Progress
-
     from edgemem.measure import measure
 
-    with Progress(console=stderr(), transient=True) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("timing", total=rounds)
         found = measure(files, runtimes, threads, rounds, seed, tick=lambda: progress.advance(task))
     if as_json:

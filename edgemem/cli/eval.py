@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from edgemem.cli.options import json_option, print_json, stderr, stdout
+from edgemem.cli.options import json_option, print_json, progress_bar, stdout
 from edgemem.tasks import TASKS
 
 
@@ -22,12 +22,10 @@ def command(model: str, task: str, runtime: str, threads: int, limit: int | None
     edgemem eval kws-lmuformer --task kws
     edgemem eval k.onnx --task kws --json
     """
-    from rich.progress import Progress
-
     from edgemem.evaluation import evaluate
     from edgemem.text import human_bytes
 
-    with Progress(console=stderr(), transient=True) as progress:
+    with progress_bar() as progress:
         bar = progress.add_task(f"evaluating {model}", total=1.0)
         found = evaluate(model, task, runtime, threads, limit, lambda share: progress.update(bar, completed=share))
     if as_json:

@@ -12,6 +12,7 @@ from edgemem.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -62,3 +63,11 @@ def stderr() -> Console:
     from rich.console import Console
 
     return Console(stderr=True)
+
+
+def progress_bar() -> Progress:
+    """A bar on stderr that is gone when its block ends; nothing at all where stderr is no terminal."""
+    from rich.progress import Progress
+
+    console = stderr()
+    return Progress(console=console, transient=True, disable=not console.is_terminal)

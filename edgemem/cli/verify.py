@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgemem.cli.options import json_option, print_json, stderr, stdout
+from edgemem.cli.options import json_option, print_json, progress_bar, stdout
 
 if TYPE_CHECKING:
     from edgemem.verify import Report
@@ -37,14 +37,12 @@ def command(
     edgemem verify r.onnx --runtime ort --runtime aot --board rpi4 --board visionfive2
     edgemem verify q.onnx --reference r.onnx --json
     """
-    from rich.progress import Progress
-
     from edgemem.errors import CheckFailed
     from edgemem.program import load
     from edgemem.verify import verify
 
     programs = {name: load(file, runtime="aot", board=name) for name in boards}
-    with Progress(console=stderr(), transient=True) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("comparing", total=steps * (len(runtimes) + len(boards)))
         report = verify(
             file, steps, runtimes, reference, programs=programs, seed=seed, tick=lambda: progress.advance(task)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgemem.errors import CheckpointError, ConfigError
-from edgemem.text import nearest
+from edgemem.text import first_line, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -201,7 +201,7 @@ def built(model: ModelSpec, config: object) -> StreamingModule:
         return model.build(config)
     except (RuntimeError, TypeError, OverflowError, MemoryError) as error:
         raise ConfigError(
-            f"{model.name} cannot be made with {config}: {str(error).splitlines()[0]}; lower its settings"
+            f"{model.name} cannot be made with {config}: {first_line(error)}; lower its settings"
         ) from error
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgemem.errors import ConfigError
+from edgemem.text import first_line
 
 if TYPE_CHECKING:
     from edgemem.boards import Board
@@ -42,5 +43,5 @@ def machine(board: Board) -> Machine:
     try:
         target = Target(described)
     except Exception as error:  # TVM raises plain errors of its own kind
-        raise ConfigError(f"board {board.name}: LLVM refuses {described}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"board {board.name}: LLVM refuses {described}: {first_line(error)}") from error
     return Machine(target, max(1, board.vector_bits // 32), board.vector_registers)
