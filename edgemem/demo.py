@@ -1,7 +1,9 @@
-"""The whole way on real audio: torch -> ONNX + contract -> onnxruntime -> detections, each stage checked.
+"""The whole way on real audio: torch, ONNX + contract, int8, compiled C, detections, each stage checked and timed.
 
 export      the shipped keyword spotter
 verify      the file against torch
+quantize    weights and activations to int8
+compile     to a program for this machine, where TVM is installed
 stream      a sentence in noise, spoken by a voice that the spotter was not trained on
 snapshot    taken in the middle of the file and resumed in another stream: bit-identical outputs
 picture     waveform and posteriors
@@ -30,6 +32,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 MODEL = "kws-lmuformer"
 BLOCK_SAMPLES = 320  # 20 ms, as a sound card would deliver them
 VERIFY_STEPS = 1000
+SCHEME = "w8a8"
+TIMED_FRAMES, WARM_FRAMES = 300, 20
 SILENT = ("silence", "unknown")
 
 
@@ -69,6 +73,30 @@ def sentence() -> tuple[Array, list[dict[str, Any]]]:
         sound = read_audio(path)
     words: list[dict[str, Any]] = json.loads((folder / "demo.json").read_text())["words"]
     return sound, words
+
+
+def frame_us(program: Program) -> float:
+    """Microseconds that a step of one frame takes through `Stream`: the median of many, on random frames."""
+    port, stream = program.contract.inputs[0], program.stream()
+    frames = np.random.default_rng(0).standard_normal((TIMED_FRAMES, *port.shape)).astype(port.dtype)
+    for frame in frames[:WARM_FRAMES]:
+        stream.step(frame)
+    times = []
+    for frame in frames:
+        begin = time.perf_counter()
+        stream.step(frame)
+        times.append(time.perf_counter() - begin)
+    return float(np.median(times)) * 1e6 / program.contract.chunk.frames
+
+
+def torch_program(file: Path) -> Program:
+    """The module that a file was exported from, rebuilt with the file's weights, step by step in torch."""
+    from edgemem.modelfile import open_model
+    from edgemem.reference import rebuilt
+    from edgemem.weights import stored_tensors
+
+    model = open_model(file)
+    return rebuilt(model, stored_tensors(model))
 
 
 def listen(

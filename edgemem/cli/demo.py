@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @json_option
 def command(output: Path, as_json: bool) -> None:
-    """Export the shipped keyword spotter, verify it, stream a sentence through it, and check a snapshot.
+    """Export the shipped keyword spotter, verify it, quantize and compile it, stream a sentence through it, and check
+    a snapshot. Each stage says how long one frame takes in it.
 
     \b
     edgemem demo
-    edgemem demo --output /tmp/demo --json
+    edgemem demo --output demo --json
     """
     from edgemem import demo
     from edgemem.program import load
@@ -40,14 +41,16 @@ def command(output: Path, as_json: bool) -> None:
     file = output / f"{demo.MODEL}.onnx"
     contract = exported(console, demo.MODEL, file)
     report = verified(console, file, demo.VERIFY_STEPS)
-    program = load(file)
+    times = {"torch": demo.frame_us(demo.torch_program(file)), "onnxruntime": demo.frame_us(load(file))}
+    program = compiled(console, quantized(console, file, times), times)
+    timed(console, times, 1e6 * (contract.seconds_per_frame or 0.0))
     heard = listened(console, program)
     snapshot_bytes = demo.check_snapshot(program, heard.sound, output / "state.safetensors")
     console.print(f"resumed   from a snapshot of {human_bytes(snapshot_bytes)} in the middle: bit-identical outputs")
     demo.picture(heard, contract.outputs[0].labels or (), output / "demo.png")
     console.print(f"picture   {output / 'demo.png'}")
     if as_json:
-        print_json({"verify": report.to_json(), **heard.to_json(), "snapshot_bytes": snapshot_bytes})
+        print_json({"verify": report.to_json(), "frame_us": times, **heard.to_json(), "snapshot_bytes": snapshot_bytes})
 
 
 def exported(console: Console, model: str, file: Path) -> Contract:
@@ -80,6 +83,56 @@ def verified(console: Console, file: Path, steps: int) -> Report:
     if not report.ok:
         raise CheckFailed("the exported file does not compute what torch computes; see the stages above")
     return report
+
+
+def quantized(console: Console, file: Path, times: dict[str, float]) -> Path:
+    """The file in int8 beside it, or the file itself where no quantizer is installed."""
+    from edgemem import demo
+    from edgemem.errors import MissingDependency
+    from edgemem.program import load
+
+    smaller = file.with_suffix(f".{demo.SCHEME}.onnx")
+    try:
+        from edgemem.quant import quantize
+
+        with console.status(f"quantizing by {demo.SCHEME}, calibrated on speech"):
+            report = quantize(file, smaller, demo.SCHEME)
+    except MissingDependency as error:
+        console.print(f"skipped   int8: {error}")
+        return file
+    times[f"onnxruntime, {demo.SCHEME}"] = demo.frame_us(load(smaller))
+    console.print(f"quantized {smaller}, {human_bytes(report.bytes_after)}, {report.ratio:.2f} of {file.name}")
+    return smaller
+
+
+def compiled(console: Console, file: Path, times: dict[str, float]) -> Program:
+    """The file as a program for this machine, or in onnxruntime where no compiler is installed."""
+    from edgemem import demo
+    from edgemem.boards import board
+    from edgemem.errors import MissingDependency
+    from edgemem.program import load
+
+    folder = file.with_suffix("")
+    try:
+        from edgemem.runtimes.aot.compiler import compile_model
+
+        with console.status("compiling for this machine"):
+            manifest = compile_model(file, board("host"), folder)
+    except MissingDependency as error:
+        console.print(f"skipped   compiling: {error}")
+        return load(file)
+    program = load(folder)
+    scheme = f", {demo.SCHEME}" if demo.SCHEME in file.name else ""
+    times[f"compiled{scheme}"] = demo.frame_us(program)
+    console.print(f"compiled  {folder}, {len(manifest['calls'])} kernel calls a frame, needs no library where it runs")
+    return program
+
+
+def timed(console: Console, times: dict[str, float], frame_us: float) -> None:
+    """Each stage's time per frame, beside the sound that a frame stands for."""
+    console.print(f"time per frame of {frame_us / 1000:g} ms:", highlight=False)
+    for stage, us in times.items():
+        console.print(f"  {stage:<20} {us:8.1f} µs", highlight=False)
 
 
 def listened(console: Console, program: Program) -> Listening:
