@@ -2,7 +2,7 @@
 
     python -m bench.tasks.words                  the whole sweep: some 15 minutes on one core for each model
     python -m bench.tasks.words --only n1 n2     some of it; results of the others are kept
-    python -m bench.tasks.words --quick          a few steps of each, to see that all of it works; nothing is shipped
+    python -m bench.tasks.words --quick          all of it in miniature, strings included, to see that it works
     python -m bench.tasks.words --train          train, and judge later
     python -m bench.tasks.words --evaluate       judge the checkpoints that are there, without training
     python -m bench.tasks.words --report         compare what has been judged
@@ -138,11 +138,9 @@ def ship(folder: Path, seed: int) -> None:
 def run(options: argparse.Namespace) -> None:
     """Train and judge unless told not to; then the comparison."""
     recipe = replace(Recipe(seed=options.seed, steps=options.steps), **(QUICK if options.quick else {}))
-    folder = options.folder / "quick" if options.quick else options.folder
-    if options.quick and not folder.is_dir():
-        folder.mkdir(parents=True)
-        for file in [f"{split}.{kind}" for split in data.SPLITS for kind in ("npy", "npz")]:
-            (folder / file).symlink_to((options.folder / file).resolve())
+    folder = options.folder or (data.QUICK_FOLDER if options.quick else data.FOLDER)
+    if options.quick and not all((folder / f"{split}.npz").is_file() for split in data.SPLITS):
+        data.make_all(folder, quick=True)
     limit = QUICK_COUNT if options.quick else None
     for name in options.only:
         checkpoint = folder / f"{named(name, recipe.seed)}.safetensors"
@@ -161,9 +159,11 @@ def run(options: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """See the module docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=data.FOLDER, help="folder of the strings (build/words)")
+    parser.add_argument(
+        "--folder", type=Path, help="folder of the strings (build/words, with --quick build/words-quick)"
+    )
     parser.add_argument("--only", nargs="+", choices=list(SWEEP), default=list(SWEEP), help="models of the sweep")
-    parser.add_argument("--quick", action="store_true", help="a few steps only, in a folder of their own")
+    parser.add_argument("--quick", action="store_true", help="a miniature, strings included; nothing is shipped")
     parser.add_argument("--train", action="store_true", help="train, do not judge")
     parser.add_argument("--evaluate", action="store_true", help="do not train; judge the checkpoints in the folder")
     parser.add_argument("--report", action="store_true", help="neither train nor judge; compare")

@@ -1,12 +1,12 @@
 """Spoken strings of words, made once and kept.
 
-    python -m bench.tasks.words.data               about 14 000 strings by espeak-ng and flite
+    python -m bench.tasks.words.data               19 740 strings by espeak-ng and flite
     python -m bench.tasks.words.data --install     installs both first, with apt-get
 
     split    strings   words  hours  voices
-    train      12270   40000    8.0     457
-    valid        300    1000    0.2      12
-    test         690    2300    0.5      19
+    train      18750   61157    6.5     457
+    valid        300     962    0.1      12
+    test         690    2173    0.2      19
 
 writes the splits to build/words (--folder), as word sets of which every `word` is a string; `load("train")` reads one.
 """
@@ -30,6 +30,9 @@ from bench.tasks.words.strings import recipe, words_of
 from edgemem.errors import EdgememError, InputError, UsageError
 
 FOLDER = Path(__file__).parents[3] / "build" / "words"
+QUICK_FOLDER = FOLDER.with_name("words-quick")
+# Of --quick: every so many speakers of a split, and every so many of their strings.
+QUICK_SPEAKERS, QUICK_STRINGS = {"train": 12, "valid": 1, "test": 1}, {"train": 4, "valid": 5, "test": 8}
 LONGEST_SECONDS = 4.2  # so that a string fits into a training sequence at any of its speeds
 FASTER = 1.2
 ATTEMPTS = 5
@@ -79,9 +82,27 @@ def all_said(asked: Sequence[Rendition], workers: int = 2) -> Iterator[Spoken]:
             yield from utterances
 
 
-def make(split: str, workers: int = 2) -> WordSet:
-    """A split by the synthesisers."""
-    return wordset.gathered(all_said(recipe(split, DRAWN[split]), workers))
+def make(split: str, workers: int = 2, quick: bool = False) -> WordSet:
+    """A split by the synthesisers; with `quick`, a small share of it."""
+    asked = recipe(split, DRAWN[split])
+    if quick:
+        speakers = list(dict.fromkeys(rendition.speaker for rendition in asked))[:: QUICK_SPEAKERS[split]]
+        asked = [rendition for rendition in asked if rendition.speaker in speakers][:: QUICK_STRINGS[split]]
+    return wordset.gathered(all_said(asked, workers))
+
+
+def make_all(folder: Path, workers: int = 2, quick: bool = False) -> None:
+    """Write all splits; print what they hold.
+
+    Raises:
+        MissingDependency: a synthesiser or one of its voices.
+    """
+    synthesis.check_tools()
+    print("split    strings   words  hours  voices")
+    for split in SPLITS:
+        strings = make(split, workers, quick)
+        strings.save(folder, split)
+        print(row(split, strings), flush=True)
 
 
 def row(split: str, strings: WordSet) -> str:
@@ -102,12 +123,7 @@ def main() -> None:
     try:
         if options.install:
             synthesis.install()
-        synthesis.check_tools()
-        print("split    strings   words  hours  voices")
-        for split in SPLITS:
-            strings = make(split, options.workers)
-            strings.save(options.folder, split)
-            print(row(split, strings), flush=True)
+        make_all(options.folder, options.workers)
     except EdgememError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
