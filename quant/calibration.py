@@ -36,14 +36,16 @@ STEPS = 1024
 LONG_FRAMES = 4096
 GROUPS = 12  # of positions: 1, 2-3, 4-7, …
 VALUES_PER_STEP = 128  # kept of each tensor and step, for percentiles
+ROWS_PER_STEP = 8  # that second moments take
+PENDING = 256  # steps whose rows are multiplied at once
 SOURCES = "sources"  # the text of edgemem's own modules
 SOURCE_BYTES = 1 << 16
+SPEECH = "speech_calibration.npz"
 EXCERPTS = {
-    "kws-lmuformer": "speech_calibration.npz",
-    "asr-folding": "speech_calibration.npz",
-    "lm-rwkv4": SOURCES,
-    "lm-memformer": SOURCES,
+    **dict.fromkeys(("kws-lmuformer", "kws-spiking-lmuformer", "kws-gru", "kws-transformer", "asr-folding"), SPEECH),
+    **dict.fromkeys(("lm-rwkv4", "lm-memformer", "lm-transformer-xl", "lm-transformer"), SOURCES),
 }
+PROBE_EPISODES, PROBE_SEED = 16, 7  # a seed that training may draw from
 
 
 @dataclass(frozen=True)
@@ -59,18 +61,21 @@ class Data:
 class Observed:
     """What one tensor held. Ranges are over all steps; squares and samples over the chosen ones.
 
-    `channel_max` and `channel_square` (largest magnitude, mean square) are per element of the last axis.
+    `channel_max` (largest magnitude) is per element of the last axis, `channel_product` (sum of products) per two of
+    them, where `grams` asks for it.
     """
 
     SENTINEL: ClassVar[float] = 1e4  # from here on a number stands for infinity, as in masks and starts of maxima
 
+    grams: bool = False
     low: float = np.inf
     high: float = -np.inf
     masked: bool = False
     channel_max: Array = field(default_factory=lambda: np.zeros(1))
-    channel_square: Array = field(default_factory=lambda: np.zeros(1))
+    channel_product: Array = field(default_factory=lambda: np.zeros((1, 1)))
     rows: int = 0
     samples: list[Array] = field(default_factory=list)
+    pending: list[Array] = field(default_factory=list)
 
     def add(self, value: Array, chosen: bool) -> None:
         """Take the value of one step."""
@@ -82,11 +87,20 @@ class Observed:
                 return
         self.low, self.high = min(self.low, float(rows.min())), max(self.high, float(rows.max()))
         self.channel_max = np.maximum(self.channel_max, np.abs(rows).max(axis=0))
+        if self.grams:
+            self.pending.append(rows[:: max(1, len(rows) // ROWS_PER_STEP)][:ROWS_PER_STEP])
+            if len(self.pending) >= PENDING:
+                self.multiply()
         if chosen:
-            self.channel_square = self.channel_square + (rows**2).sum(axis=0)
-            self.rows += len(rows)
             flat = rows.reshape(-1)
             self.samples.append(flat[:: max(1, len(flat) // VALUES_PER_STEP)][:VALUES_PER_STEP].astype(np.float32))
+
+    def multiply(self) -> None:
+        """Add the products of the rows that wait."""
+        if self.pending:
+            rows = np.concatenate(self.pending)
+            self.channel_product, self.rows = self.channel_product + rows.T @ rows, self.rows + len(rows)
+            self.pending.clear()
 
     @property
     def values(self) -> Array:
@@ -94,9 +108,10 @@ class Observed:
         return np.concatenate(self.samples) if self.samples else np.zeros(0, np.float32)
 
     @property
-    def second_moment(self) -> Array:
-        """Mean square per element of the last axis."""
-        return np.asarray(self.channel_square / max(self.rows, 1))
+    def gram(self) -> Array:
+        """Mean product of every two elements of the last axis."""
+        self.multiply()
+        return np.asarray(self.channel_product / max(self.rows, 1))
 
 
 # --- data --------------------------------------------------------------------------------------------------------
@@ -107,8 +122,24 @@ def packaged(contract: Contract) -> Data | None:
     name = EXCERPTS.get(contract.model.name)
     if name == SOURCES:
         return own_sources(contract)
+    if contract.model.name.startswith("probe-"):
+        return episodes(contract)
     path = Path(str(resources.files("edgemem.tasks") / "data" / name)) if name else None
     return read(path, contract) if path is not None and path.is_file() else None
+
+
+def episodes(contract: Contract) -> Data | None:
+    """Episodes of the probe that a model was trained for; images, of which only test ones ship, upside down."""
+    from edgemem.tasks.probes import PROBES
+
+    wanted = PROBES.get(str(contract.model.config.get("probe")))
+    if wanted is None:
+        return None
+    level, port = next(iter(wanted.levels.values())), contract.inputs[0]
+    x = level.make(PROBE_EPISODES, PROBE_SEED).x
+    x = x[:, ::-1] if wanted.name.startswith("digits") else x
+    sequences = tuple({port.name: np.ascontiguousarray(episode, port.dtype)} for episode in x)
+    return Data(sequences, digest(sequences), f"episodes of {wanted.name}")
 
 
 def own_sources(contract: Contract) -> Data:
@@ -306,14 +337,18 @@ def observed(
     names: Sequence[str],
     count: int = STEPS,
     runs: Sequence[int] = RUNS,
+    grams: bool = False,
 ) -> dict[str, Observed]:
-    """What float tensors of a graph hold while it runs over `data`, its state carried from step to step."""
+    """What float tensors of a graph hold while it runs over `data`, its state carried from step to step.
+
+    With `grams`, every step counts, and the second moments of all features are kept.
+    """
     made = {value.name for node in model.graph for value in node.outputs}
     wanted = [name for name in dict.fromkeys(names) if name in made]
     outer = {value.name for value in model.graph.outputs}
     session = runnable(model, [name for name in wanted if name not in outer])
     results = [output.name for output in session.get_outputs()]
-    seen = {name: Observed() for name in dict.fromkeys(names)}
+    seen = {name: Observed(grams) for name in dict.fromkeys(names)}
     taken = [0] * GROUPS
     state = starts(model, contract)
     scheduled, long = parts(contract, count, runs)
@@ -325,9 +360,10 @@ def observed(
         values = {**feeds, **dict(zip(results, session.run(results, feeds), strict=True))}
         group = min(int(np.log2(position + 1)), GROUPS - 1)
         taken[group] += 1
-        if step < scheduled or (step - scheduled) % stride == 0:
-            chosen = step >= scheduled or taken[group] <= max(1, count // GROUPS)
-            for name, tensor in seen.items():
+        looked_at = step < scheduled or (step - scheduled) % stride == 0
+        chosen = looked_at and (step >= scheduled or taken[group] <= max(1, count // GROUPS))
+        for name, tensor in seen.items():
+            if looked_at or tensor.grams:
                 tensor.add(values[name], chosen)
         state = {facts.input: values[facts.output] for facts in contract.states}
     return seen
@@ -380,7 +416,7 @@ class Calibration:
         self.contract, self.data, self.count = contract, data, count
         products = [node.inputs[0] for node in model.graph if node.op_type == "MatMul"]
         names = [str(value.name) for value in products if value is not None and value.const_value is None]
-        self.products = observed(model, contract, data, names, count)
+        self.products = observed(model, contract, data, names, count, grams=True)
 
     @property
     def digest(self) -> str:
@@ -390,7 +426,7 @@ class Calibration:
         """What tensors of a graph hold on the same steps."""
         return observed(model, self.contract, self.data, names, self.count)
 
-    def second_moments(self, names: Sequence[str]) -> Array | None:
-        """The mean square of every input feature of products that read one matrix: over all tensors `names`."""
-        found = [self.products[name].second_moment for name in names if name in self.products]
+    def gram(self, names: Sequence[str]) -> Array | None:
+        """The second moment [features, features] of the inputs of products that read one matrix, all of `names`."""
+        found = [self.products[name].gram for name in names if name in self.products]
         return np.mean(found, axis=0) if found else None

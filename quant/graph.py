@@ -10,7 +10,7 @@ Weights are looked at in one way, whatever reads them: a matrix with a row for e
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +116,21 @@ def integer(node: ir.Node, name: str, default: int) -> int:
     """An integer attribute."""
     attribute = node.attributes.get(name)
     return default if attribute is None else attribute.as_int()
+
+
+def products_before(values: Iterable[ir.Value]) -> set[ir.Node]:
+    """The last products on every way to some values."""
+    found, seen, waiting = set(), set(), list(values)
+    while waiting:
+        node = waiting.pop().producer()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.op_type in ("MatMul", "Gemm"):
+            found.add(node)
+        else:
+            waiting.extend(value for value in node.inputs if value is not None)
+    return found
 
 
 # --- edits -------------------------------------------------------------------------------------------------------

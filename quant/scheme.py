@@ -83,9 +83,14 @@ class Job:
 
     def second_moments(self, weight: Weight) -> Array | None:
         """The mean square of every input of a matrix [inputs] over the calibration data, where there is any."""
+        gram = self.gram(weight)
+        return None if gram is None else np.diag(gram)
+
+    def gram(self, weight: Weight) -> Array | None:
+        """The second moment of a matrix's inputs [inputs, inputs] over the calibration data, where there is any."""
         if self.calibration is None or not weight.is_plain:
             return None
-        return self.calibration.second_moments(
+        return self.calibration.gram(
             [str(node.inputs[0].name) for node, _ in weight.others if node.inputs[0] is not None]
         )
 

@@ -4,7 +4,7 @@
     loss       logits: KL(softmax(float model) || softmax(coded model)); other outputs: squared error over variance
 
 The teacher is the float model itself on the calibration sequences, so no labels are needed. One window in eight is held
-out; what was trained is kept only if the loss on those is smaller than before.
+out, of much data fewer; what was trained is kept only if the loss on those is smaller than before.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 WINDOW_FRAMES = 128
 BATCH = 8
 HELD_OUT = 8  # one window of so many
+HELD_WINDOWS = 32  # where there are many
 RATE = 2e-3  # of Adam; entries are of rows whose RMS is 1
 Pool = tuple[list[Weight], list["Coded"]]
 
@@ -120,7 +121,8 @@ def windows(job: Job, module: nn.Module) -> list[dict[str, Tensor]]:
 
 def improved(module: nn.Module, learnt: list[Trained], pieces: list[dict[str, Tensor]], steps: int, seed: int) -> bool:
     """Train; whether the loss on the held-out windows became smaller."""
-    held, kept = pieces[::HELD_OUT], [p for index, p in enumerate(pieces) if index % HELD_OUT]
+    every = max(HELD_OUT, len(pieces) // HELD_WINDOWS)
+    held, kept = pieces[::every], [p for index, p in enumerate(pieces) if index % every]
     books = list({id(item.book): item.book for item in learnt}.values())
     optimizer = torch.optim.Adam([*books, *(item.gain for item in learnt)], lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))

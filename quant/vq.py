@@ -11,21 +11,24 @@
     with residual=R                 W.book.0, W.codes.0 …, the R gathered terms added before the Reshape
 
 W.codes uint8 [out, in / dim] (uint16 above 256 codes), W.book float16 [codes, dim], W.scale.rows [out, 1]. Small
-matrices share a codebook, which has the name of the first. It is found by k-means++, every input weighted by its
-second moment where calibration data is given; `tune=STEPS` trains it from there (see `edgemem.quant.tuning`). What the
-codes do not fit, or would not make smaller than int8, is stored as in `w8`.
+matrices share a codebook, which has the name of the first. It is found by k-means++. With calibration data every input
+counts by its second moment, and codes make good what those before them left (see `edgemem.quant.compensation`);
+`tune=STEPS` trains the codebooks from there (see `edgemem.quant.tuning`). Stored as in `w8`: what the codes do not fit,
+or would not make smaller than int8; tables that lookups read and matrices that make logits, the most sensitive of
+all, where they are a small part of the model.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from edgemem.errors import UsageError
-from edgemem.quant import w8
+from edgemem.quant import compensation, graph, w8
 from edgemem.quant.graph import Array, Builder, Weight, as_float32, narrow_scales, replace
 from edgemem.quant.kmeans import assigned, kmeans
 from edgemem.quant.scheme import Job, Scheme
@@ -33,6 +36,7 @@ from edgemem.quant.scheme import Job, Scheme
 INT32 = ir.DataType.INT32
 MOST_CODES = 1 << 16
 POOL_ELEMENTS = 1 << 16
+ENDS_SHARE = 0.05  # of the elements of all matrices: int8 in place of 2 bits then takes a hundredth of float32
 SMALLEST_MOMENT = 1e-2  # of the mean: an input that calibration never saw still counts a little
 
 
@@ -67,12 +71,15 @@ def apply(job: Job) -> None:
         )
     fitting: list[Weight] = []
     others: list[Weight] = []
+    kept = ends(job)
     for weight in job.weights():
-        (fitting if weight.array.ndim == 2 and weight.rows.shape[1] % dim == 0 else others).append(weight)
+        fits = weight.array.ndim == 2 and weight.rows.shape[1] % dim == 0 and weight.name not in kept
+        (fitting if fits else others).append(weight)
     coded_pools: list[tuple[list[Weight], list[Coded]]] = []
     for pool in pools(fitting):
         moments = [job.second_moments(weight) for weight in pool]
-        coded = encoded([weight.rows for weight in pool], dim, codes, residual, moments, seed)
+        grams = [job.gram(weight) for weight in pool]
+        coded = encoded([weight.rows for weight in pool], dim, codes, residual, moments, seed, grams)
         if coded[0].books.nbytes + sum(c.own_bytes for c in coded) >= sum(w.array.size for w in pool):
             others.extend(pool)
         else:
@@ -92,6 +99,16 @@ def apply(job: Job) -> None:
         w8.quantize(job, weight)
 
 
+def ends(job: Job) -> set[str]:
+    """Tables and logits matrices, by name; none of them where they hold more than a small share of all elements."""
+    weights = job.weights()
+    logits = {port.name for port in job.contract.outputs if port.role == "logits"}
+    makers = graph.products_before(value for value in job.model.graph.outputs if value.name in logits)
+    found = [w for w in weights if w.gathers or any(node in makers for node, _ in w.others)]
+    share = sum(w.array.size for w in found) / max(1, sum(w.array.size for w in weights))
+    return {w.name for w in found} if share <= ENDS_SHARE else set()
+
+
 def pools(weights: list[Weight]) -> list[list[Weight]]:
     """Matrices that share a codebook: neighbours by name, until they have 65536 elements together."""
     found: list[list[Weight]] = []
@@ -109,6 +126,7 @@ def encoded(
     residual: int = 1,
     moments: list[Array | None] | None = None,
     seed: int = 0,
+    grams: list[Array | None] | None = None,
 ) -> list[Coded]:
     """Matrices [outputs, inputs] as codes of common codebooks; each further codebook fits what those before it left.
 
@@ -132,10 +150,29 @@ def encoded(
         books.append(book)
     ends = np.cumsum([rows.size // dim for rows in matrices])[:-1]
     parts = np.split(np.stack(all_codes), ends, axis=1)
-    return [
+    found = [
         Coded(part.reshape(residual, len(scale), -1), np.stack(books), scale)
         for part, scale in zip(parts, scales, strict=True)
     ]
+    known = grams or [None] * len(matrices)
+    return [c if g is None else compensated(c, rows, g) for c, rows, g in zip(found, matrices, known, strict=True)]
+
+
+def compensated(coded: Coded, rows: Array, gram: Array) -> Coded:
+    """The same codebooks and scales, codes chosen so that the matrix's outputs change least over `gram`."""
+    books = coded.books.astype(np.float64)
+    scale = coded.scale.astype(np.float64)[:, None]
+
+    def choose(points: Array, metric: Array) -> tuple[Array, Array]:
+        labels, total = [], np.zeros(points.shape)
+        for book in books:
+            chosen, _ = assigned((points - total) @ metric, book @ metric)
+            labels.append(chosen)
+            total = total + book[chosen]
+        return np.stack(labels, axis=-1), total
+
+    labels = compensation.rounded(rows / scale, gram, books.shape[-1], choose)
+    return replace_fields(coded, codes=np.moveaxis(labels, -1, 0).astype(coded.codes.dtype))
 
 
 def importance(moments: Array | None, rows: Array, scale: Array) -> Array:
