@@ -1,0 +1,110 @@
+"""Whole test sets through one model file, streamed: every sequence from the start state.
+
+bytes    the test split of the standard library, files packed into the rows of a batched program
+kws      the 1,440 clean clips of the recipe, where `python -m bench.tasks.kws.data` has written them
+others   the packaged excerpt
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bench.tasks.bytes.data import BEGIN, files
+from bench.tasks.kws import evaluation
+from bench.tasks.kws.data import FOLDER
+from edgemem.evaluation import evaluate
+from edgemem.program import Program, load
+from edgemem.tasks import bytes as byte_task
+from edgemem.tasks import kws
+
+if TYPE_CHECKING:
+    from edgemem.program import StateBlock
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def judged(path: Path, task: str, whole: bool = True) -> dict[str, Any]:
+    """The task's metric of a file, and of how much; with `whole` false, of the packaged excerpt."""
+    if task == "bytes":
+        texts = [np.frombuffer(file.read_bytes(), np.uint8) for _, file in files("test")] if whole else []
+        return bits(load(path), [text for text in texts if len(text)] or list(byte_task.excerpt()[0]))
+    if whole and task == "kws" and (FOLDER / "test_clean.npz").is_file():
+        return spotted(load(path), evaluation.load(FOLDER, "clean"))
+    found = evaluate(path, task).score
+    return {"metric": found.metric, "quality": found.value, "of": "excerpt"}
+
+
+def spotted(program: Program, clips: evaluation.Clips) -> dict[str, Any]:
+    """Accuracy on clips, each from the start state."""
+    stream, names = program.stream(), program.contract.outputs[0].labels or kws.LABELS
+    right = 0
+    for sound, label in zip(clips.clips, clips.labels, strict=True):
+        stream.reset()
+        samples = sound.astype(np.float32) / np.float32(32_768)
+        rows = np.concatenate([stream.push_samples(samples).values, stream.flush().values])
+        right += kws.clip_decision(softmax(rows), names)[0] == kws.LABELS[label]
+    return {"metric": "accuracy", "quality": right / len(clips.labels), "of": f"{len(clips.labels)} clips"}
+
+
+def softmax(rows: Array) -> Array:
+    """Over the last axis."""
+    raised = np.exp(rows - rows.max(axis=-1, keepdims=True))
+    return np.asarray(raised / raised.sum(axis=-1, keepdims=True))
+
+
+# --- bytes -------------------------------------------------------------------------------------------------------
+
+
+def bits(program: Program, texts: Sequence[Array]) -> dict[str, Any]:
+    """Bits per byte over all texts: each starts in a row of the batch as soon as the one before it has ended."""
+    port, output = program.contract.inputs[0], program.contract.outputs[0].name
+    batch, frames = program.contract.batch, program.contract.chunk.frames
+    rows = [chunks(texts, mine, frames) for mine in packed([-(-len(text) // frames) for text in texts], batch)]
+    state, start = program.new_state(), program.new_state().get()
+    constant = {p.name: np.full(p.shape, frames, p.dtype) for p in program.contract.inputs if p.role == "valid"}
+    total = count = 0.0
+    idle = (False, np.zeros(frames, np.uint8), np.zeros(0, np.uint8))
+    while any(now := [next(row, None) for row in rows]):
+        parts = [idle if part is None else part for part in now]
+        begin_anew(state, start, [row for row, (begins, _, _) in enumerate(parts) if begins])
+        tokens = np.stack([given for _, given, _ in parts]).astype(port.dtype)
+        logits = program.step({port.name: tokens.reshape(port.shape), **constant}, state)[output]
+        for row, (_, _, wanted) in enumerate(parts):
+            if len(wanted):
+                total += float(byte_task.costs(logits[row, : len(wanted)], wanted).sum())
+                count += len(wanted)
+    return {"metric": "bits_per_byte", "quality": total / count, "of": f"{int(count):,} bytes"}
+
+
+def packed(sizes: Sequence[int], rows: int) -> list[list[int]]:
+    """Indices for each row, so that the rows are about equally long: the largest first, to the emptiest row."""
+    found: list[list[int]] = [[] for _ in range(rows)]
+    loads = [0] * rows
+    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        row = loads.index(min(loads))
+        found[row].append(index)
+        loads[row] += sizes[index]
+    return found
+
+
+def chunks(texts: Sequence[Array], chosen: Sequence[int], frames: int) -> Iterator[tuple[bool, Array, Array]]:
+    """Of one text after another: whether it begins, the bytes that go in [frames], those that are to be said."""
+    for index in chosen:
+        text = texts[index]
+        given = np.concatenate([[BEGIN], text[:-1]]).astype(np.uint8)
+        for at in range(0, len(text), frames):
+            piece = given[at : at + frames]
+            yield at == 0, np.pad(piece, (0, frames - len(piece))), text[at : at + frames]
+
+
+def begin_anew(state: StateBlock, start: dict[str, Array], rows: list[int]) -> None:
+    """Reset some rows of a batch."""
+    if rows:
+        values = state.get()
+        for name, value in values.items():
+            value[rows] = start[name][rows]
+        state.set(values)
