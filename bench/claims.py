@@ -51,6 +51,8 @@ def ratio(ours: float, theirs: float) -> str:
     """'as the paper', or how far from it: `ours` and `theirs` are factors, larger is better."""
     if ours >= theirs:
         return "reached"
+    if ours <= 0:
+        return "not reached at all"
     return f"short by a factor of {theirs / ours:.2g}"
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgemem.files import atomic_write
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -50,7 +52,7 @@ def machine() -> dict[str, str | int | None]:
 
 def write(name: str, result: Mapping[str, Any], folder: Path = RESULTS) -> Path:
     """Store a result under bench/results, or another folder, with the machine's description."""
-    folder.mkdir(exist_ok=True)
     path = folder / f"{name}.json"
-    path.write_text(json.dumps({"machine": machine(), **result}, indent=1, sort_keys=True) + "\n")
+    with atomic_write(path) as file:
+        file.write(json.dumps({"machine": machine(), **result}, indent=1, sort_keys=True).encode() + b"\n")
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench.tasks.bytes import contexts, data, excerpt, page, train
+from bench import timing
+from bench.tasks.bytes import card, contexts, data, excerpt, page, train
 from edgemem.checkpoints import packaged
 from edgemem.errors import InputError
 from edgemem.evaluation import evaluate
@@ -105,6 +107,27 @@ def test_a_checkpoint_of_halves_gives_the_same_singles_every_time(name: str) -> 
         assert torch.equal(tensor, tensor.half().float()), "a value that float16 has not"
 
 
+RESULTS = json.loads((timing.RESULTS / "bytes.json").read_text())["models"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_card_says_what_was_measured(name: str) -> None:
+    entry = RESULTS[name]
+    assert packaged(f"{name}.md").read_text() == card.card(name, entry)
+    assert f"{entry['test']['bits_per_byte']:.3f} bits per byte" in card.card(name, entry)
+    assert packaged(f"{name}.safetensors").stat().st_size == entry["checkpoint_bytes"]
+    module, _ = build_model(name)
+    assert sum(p.numel() for p in module.parameters()) == entry["parameters"]
+
+
+def test_models_are_trained_alike() -> None:
+    """But for how a step's bytes are cut."""
+    free = {"window", "batch"}
+    recipes = [RESULTS[name]["training"]["recipe"] for name in SHIPPED]
+    assert len({json.dumps({k: v for k, v in r.items() if k not in free}, sort_keys=True) for r in recipes}) == 1
+    assert len({r["window"] * r["batch"] for r in recipes}) == 1
+
+
 def test_settings_that_no_weight_depends_on_keep_the_checkpoint() -> None:
     model = spec("lm-transformer")
     assert fits_packaged(model, model.config(context=7)) and not fits_packaged(model, model.config(layers=2))
@@ -128,7 +151,7 @@ def test_a_files_split_depends_on_its_name_alone() -> None:
 
 
 def test_windows_of_a_row_are_consecutive_text() -> None:
-    text = np.arange(1000) % 251
+    text = np.arange(1000) % 251 + 1
     source = train.windows(text.astype(np.uint8), TINY)
     (x, y), (later, _) = next(source), next(source)
     assert x.shape == y.shape == (4, 16)
@@ -209,7 +232,11 @@ def measured(bits: float, state: int, times: tuple[float, float], **config: int)
         "state_bytes": state,
         "config": config,
         "test": {"bits_per_byte": bits, "later": bits, "files": 3, "bytes": 3000},
-        "training": {"recipe": {"steps": 10, "batch": 4, "window": 100, "rate": 1e-3}, "curve": curve},
+        "training": {
+            "recipe": {"steps": 10, "batch": 4, "window": 100, "rate": 1e-3},
+            "corpus_bytes": 2,
+            "curve": curve,
+        },
         "shipped": {**rows[0], "context": None},
         "contexts": rows,
     }
@@ -248,6 +275,6 @@ def test_a_model_without_a_checkpoint_shows_its_costs_alone() -> None:
     for key in ("test", "training"):
         del found["models"]["lm-transformer"][key]
     section = page.section(found)
-    assert "`lm-transformer-xl` trained on the same" in section.claims[1].setup
+    assert "quality beside `lm-transformer-xl`), trained on the same" in section.claims[1].setup
     assert "lm-transformer" not in {row[0] for row in section.tables[0].rows}
     assert "lm-transformer" in {row[0] for row in section.tables[1].rows}

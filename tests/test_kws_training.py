@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.tasks.kws import augment, card, evaluate, evaluation, measure, pool, train, voices
+from bench.tasks.kws import augment, card, evaluate, evaluation, measure, page, pool, train, voices
 from bench.tasks.kws.augment import Placed, or_silence
 from bench.tasks.kws.features import FRONT_END, WARPS, features_of
 from bench.timing import RESULTS
@@ -269,6 +270,40 @@ def test_early_decisions_see_only_what_was_heard() -> None:
     assert 0.6 < found["enough"] <= 0.7 and found["shortened"] == pytest.approx(0.0)
 
 
+def test_a_cut_clip_is_judged_by_its_first_rows() -> None:
+    """One word ends at 0.5 s, the other at 0.7 s: at two points of accuracy less, the second has to be heard too."""
+    nothing = np.zeros(2, np.int64)
+    clips = evaluation.Clips(
+        *(np.zeros((2, 16_000), np.int16), np.array([YES, NO]), np.array(["yes", "no"]), np.array(["a", "a"])),
+        starts=nothing,
+        ends=nothing,
+    )
+    rows = np.stack([bumps((YES, 0.4), seconds=1.0), bumps((NO, 0.6), seconds=1.0)])
+    found = measure.cut_clips(rows, clips)
+    accuracy = dict(zip(found["share_kept"], found["accuracy"], strict=True))
+    assert accuracy[0.3] == 0.0 and accuracy[0.5] == 0.5 and accuracy[0.75] == accuracy[1.0] == 1.0
+    assert 0.6 <= found["enough"] <= 0.75 and found["shortened"] == pytest.approx(1.0 - found["enough"])
+
+
+def test_words_are_moved_to_the_middle_of_their_clips() -> None:
+    sounds = np.zeros((3, 16_000), np.int16)
+    sounds[0, 100:4100] = sounds[1, 12_000:16_000] = np.arange(1, 4001)
+    sounds[2] = 7  # silence stays
+    clips = evaluation.Clips(
+        *(sounds, np.array([YES, NO, SILENCE]), np.array(["yes", "no", ""]), np.array(["a", "a", ""])),
+        starts=np.array([100, 12_000, 0]),
+        ends=np.array([4100, 16_000, 0]),
+    )
+    moved = measure.centred(clips)
+    for row in (0, 1):
+        assert (moved.starts[row], moved.ends[row]) == (6000, 10_000)
+        assert (
+            np.array_equal(moved.clips[row, 6000:10_000], np.arange(1, 4001))
+            and moved.clips[row].astype(int).sum() == 8_002_000
+        )
+    assert np.array_equal(moved.clips[2], sounds[2]) and sounds[0, 100] == 1
+
+
 def test_the_shipped_spotter_is_listed_with_its_size() -> None:
     row = next(row for row in listing() if row["name"] == "kws-lmuformer")
     assert row["parameters"] <= 150_000 and row["state_bytes"] < 8192 and row["trained"]
@@ -299,3 +334,48 @@ def test_the_shipped_spotter_keeps_its_promise() -> None:
     assert entry["accuracy"]["clean"] >= 0.95 and entry["parameters"] <= 150_000
     held_out = {f"espeak:{name}" for name in voices.ESPEAK["test"]} | {f"flite:{name}" for name in voices.FLITE["test"]}
     assert set(entry["test_voices"]) == held_out
+
+
+def entry(name: str, parameters: int, macs: int, clean: float, **more: float) -> dict[str, Any]:
+    """A model as the result file has it."""
+    return {
+        "model": name,
+        "parameters": parameters,
+        "macs_per_second_of_audio": macs,
+        "state_bytes": 100,
+        "accuracy": {"clean": clean, "10db": 0.6, "0db": 0.3},
+        "early": {"enough": 0.9, "shortened": 0.25},
+        "cut": {"centred": {"shortened": 0.25}, "anywhere": {"shortened": 0.05}},
+        "rejected": {"ordinary": {"as_unknown": 0.8}},
+        "test_voices": ["ann", "bob"],
+        "clips_per_level": 12,
+        "training": {"words": 50, "voices": 4, "processor_minutes": parameters / 1e5, "recipe": {"steps": 10}},
+        **more,
+    }
+
+
+def result(transformer: float = 0.9, spiking: float = 0.945) -> dict[str, Any]:
+    models = (
+        entry("kws-lmuformer", 100_000, 5_000_000, 0.95),
+        entry("kws-transformer", 400_000, 400_000_000, transformer),
+        entry("kws-spiking-lmuformer", 100_000, 5_000_000, spiking, spikes_per_neuron_and_row=0.25),
+    )
+    return {**models[0], "compared": {model["model"]: model for model in models}}
+
+
+def test_the_page_compares_with_the_paper() -> None:
+    section = page.section(result())
+    size, early, spiking = section.claims
+    assert size.measured == "4.0 x fewer parameters, 80.0 x fewer multiply-accumulates, accuracy 5.0 points higher"
+    assert size.verdict.startswith("parameters short by a factor of 13, operations reached:")
+    assert early.measured.startswith("clips 25 % shorter") and "5 % where words lie anywhere" in early.measured
+    assert early.verdict.startswith("short by a factor of 1.3:")
+    assert spiking.verdict == "comparable" and "0.25 spikes per neuron and row" in spiking.measured
+    assert "about the same processor time, 1.0 to 4.0 minutes" in section.text
+    assert [row[0] for row in section.tables[2].rows] == [f"`{name}`" for name in result()["compared"]]
+
+
+def test_the_page_says_what_falls_short() -> None:
+    size, _, spiking = page.section(result(transformer=0.97, spiking=0.9)).claims
+    assert "accuracy 2.0 points lower" in size.measured and spiking.verdict.startswith("5.0 points short")
+    assert [claim.claim[:7] for claim in page.section({**result(), "compared": {}}).claims] == ["32.03 %"]

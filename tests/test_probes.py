@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from bench import training
 from bench.tasks.probes import data, page, table, train
 from bench.timing import RESULTS
 from edgemem import StateTensor
@@ -336,7 +337,7 @@ def test_training_is_seeded_and_learns() -> None:
         said: list[str] = []
         module, _ = build_model("probe-lmu", {"probe": "narma", "width": 12}, seed=1)
         best, _ = train.train(module, "narma", replace(train.RECIPES["narma"], steps=16, looks=2), said.append)
-        return train.halved(best), said
+        return training.weights(best), said
 
     (first, said), (again, _) = weights(), weights()
     assert all(torch.equal(first[name], again[name]) for name in first)

@@ -84,6 +84,9 @@ def test_a_section_becomes_markdown() -> None:
     assert markdown(("a",), [("b\nc",)]).splitlines()[-1] == "| b c |"
 
 
-@pytest.mark.parametrize(("ours", "theirs", "said"), [(8.2, 8.1, "reached"), (4.0, 8.0, "short by a factor of 2")])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [(8.2, 8.1, "reached"), (4.0, 8.0, "short by a factor of 2"), (0.0, 8.0, "not reached at all")],
+)
 def test_a_factor_is_held_against_the_papers(ours: float, theirs: float, said: str) -> None:
     assert ratio(ours, theirs) == said

@@ -85,6 +85,7 @@ MODELS = (
         summary="Byte language model with full attention: a key-value cache of a set context",
         config=TransformerConfig,
         build=Transformer,
+        checkpoint="lm-transformer.safetensors",
         unweighted=("context",),
     ),
 )

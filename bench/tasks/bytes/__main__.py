@@ -8,28 +8,23 @@
     lm-rwkv4             step   800 of 800  train 1.40  4,500 bytes per CPU second  valid 1.65
     lm-rwkv4             test 1.80 bits per byte
 
-writes edgemem/tasks/data/MODEL.safetensors (float16), bench/results/bytes.json and bytes.png.
+writes edgemem/tasks/data/MODEL.safetensors (float16) and .md, bench/results/bytes.json and bytes.png.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-
-from bench import timing
-from bench.tasks.bytes import contexts, data, measure
+from bench import timing, training
+from bench.tasks.bytes import card, contexts, data, measure
 from bench.tasks.bytes.train import Recipe, train
 from edgemem import checkpoints
-from edgemem.errors import EdgememError
 from edgemem.export import torch_program
 from edgemem.models import build_model
 
@@ -56,10 +51,7 @@ def trained(name: str, recipe: Recipe, target: Path) -> dict[str, Any]:
     """Train a model, store its weights as float16, and say how it went."""
     model, _ = build_model(name, seed=recipe.seed)
     curve = train(model, data.corpus("train"), data.corpus("valid"), recipe, lambda line: say(name, line))
-    half = {key: tensor.detach().half().contiguous() for key, tensor in model.state_dict().items()}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    save_file(half, target)
-    target.chmod(0o644)  # a package's data is everyone's to read
+    training.save(model, target)
     return {"recipe": asdict(recipe), "corpus_bytes": len(data.corpus("train")), "curve": curve}
 
 
@@ -91,12 +83,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    try:
-        run(options)
-    except EdgememError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    training.as_command(lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -107,14 +94,14 @@ def run(options: argparse.Namespace) -> None:
     for name in options.model or MODELS:
         target = QUICK_FOLDER / f"{name}.safetensors" if options.quick else checkpoints.packaged(f"{name}.safetensors")
         if options.evaluate:
-            training = models.get(name, {}).get("training")
+            history = models.get(name, {}).get("training")
         else:
             recipe = recipe_of(name, 8 if options.quick else options.steps, options.seed)
             recipe = replace(recipe, judged=1, valid_bytes=2049) if options.quick else recipe
-            training = trained(name, recipe, target)
+            history = trained(name, recipe, target)
         models[name] = measured(name, target, sizes, largest)
-        if training is not None:
-            models[name]["training"] = training
+        if history is not None:
+            models[name]["training"] = history
         if not options.quick:  # what is done is kept if the next one fails
             write(models)
     if options.quick:
@@ -122,11 +109,12 @@ def run(options: argparse.Namespace) -> None:
 
 
 def write(models: dict[str, Any]) -> None:
-    """The result file and the picture."""
+    """The result file, the picture and the model cards."""
     versions = {name: version(name) for name in ("edgemem", "torch", "numpy", "onnxruntime")}
     splits = {s: {"files": len(data.files(s)), "bytes": len(data.corpus(s))} for s in data.SPLITS}
     print(timing.write("bytes", {"models": models, "splits": splits, "versions": versions}))
     measure.picture(models, timing.RESULTS / "bytes.png")
+    card.write(models)
 
 
 if __name__ == "__main__":

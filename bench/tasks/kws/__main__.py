@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -31,19 +30,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
-from bench import timing
+from bench import timing, training
 from bench.tasks.kws import card, data, evaluate, evaluation, measure, pictures, pool, tuning
 from bench.tasks.kws.train import Recipe, train
 from edgemem import checkpoints
-from edgemem.errors import EdgememError
 from edgemem.models import build_model, spec
 from edgemem.tasks import kws
 
 SHIPPED, SHIPPED_STEPS = "kws-lmuformer", 7500
-COMPARED = {"kws-lmuformer": 2100, "kws-gru": 1000, "kws-spiking-lmuformer": 1050, "kws-transformer": 950}  # steps
+COMPARED = {"kws-lmuformer": 2100, "kws-gru": 1000, "kws-spiking-lmuformer": 1150, "kws-transformer": 1100}  # steps
 RUNS = ("shipped", *COMPARED)
 HALF = ("kws-gru", "kws-spiking-lmuformer", "kws-transformer")  # kept as float16; the shipped one stays exact
 QUICK: dict[str, Any] = {"steps": 120, "batch": 8, "judged": 0.5}
@@ -62,7 +59,8 @@ def trained(name: str, folder: Path, recipe: Recipe, quick: bool) -> tuple[nn.Mo
     model: nn.Module = spec(name).build(spec(name).config())
     begin, busy = time.perf_counter(), time.process_time()
     source = pool.batches(sequences, recipe)
-    model = train(model, source, recipe, tuning.judge_of(sets), lambda line: print(f"{name}  {line}", flush=True))
+    judge = tuning.judge_of(sets)
+    model = train(model, source, recipe, judge, lambda line: print(f"{name}  {line}", flush=True))
     words = data.load("train", folder)
     facts = {
         "recipe": asdict(recipe),
@@ -71,17 +69,11 @@ def trained(name: str, folder: Path, recipe: Recipe, quick: bool) -> tuple[nn.Mo
         "words": len(words),
         "voices": len(words.voices),
         "sequences": len(sequences),
+        "validation": judge(model),
         "best_clip_rule": tuning.tuned_clip_rule(model, sets),
         "best_detector": tuning.tuned_detector(model, evaluate.scenes(unheard, SCENES[quick], TUNE_SEED)),
     }
     return model, facts
-
-
-def save(model: nn.Module, name: str, path: Path) -> None:
-    """Write the weights as they are shipped."""
-    dtype = torch.float16 if name in HALF else torch.float32
-    save_file({key: tensor.to(dtype).contiguous() for key, tensor in model.state_dict().items()}, path)
-    path.chmod(0o644)  # a package's data is everyone's to read
 
 
 def entry(name: str, checkpoint: Path, folder: Path, quick: bool) -> dict[str, Any]:
@@ -108,26 +100,35 @@ def written(result: dict[str, Any], folder: Path) -> None:
 
 def run(names: Sequence[str], folder: Path, options: argparse.Namespace) -> None:
     """Train unless told not to, measure, write."""
+    if options.quick and not (folder / pool.LABELS).is_file():
+        data.make_all(folder, quick=True)
     results = folder if options.quick else timing.RESULTS
     stored = results / "kws.json"
-    result: dict[str, Any] = json.loads(stored.read_text()) if stored.is_file() else {"compared": {}}
     for name in names:
         ships = name == "shipped"
         model_name = SHIPPED if ships else name
-        known = result if ships else result["compared"].get(name, {})
         checkpoint = place(model_name, ships, folder, options.quick)
-        training = known.get("training", {})
+        history: dict[str, Any] = {}
         if not options.evaluate:
             steps = options.steps or (SHIPPED_STEPS if ships else COMPARED[name])
             recipe = Recipe(seed=options.seed, steps=steps)
             recipe = replace(recipe, **(QUICK if options.quick else {}))
-            model, training = trained(model_name, folder, recipe, options.quick)
-            save(model, model_name, checkpoint)
-        found = {**entry(model_name, checkpoint, folder, options.quick), "training": training}
+            model, history = trained(model_name, folder, recipe, options.quick)
+            training.save(model, checkpoint, torch.float16 if model_name in HALF else torch.float32)
+        found = entry(model_name, checkpoint, folder, options.quick)
+        result = read(stored)  # now, as another run may have added its model meanwhile
+        known = result if ships else result["compared"].get(name, {})
+        found["training"] = history or known.get("training", {})
         result = {**result, **found} if ships else {**result, "compared": {**result["compared"], name: found}}
         written(result, results)
     if not options.quick:
         card.write(card.entries_of(stored))
+
+
+def read(stored: Path) -> dict[str, Any]:
+    """The results so far: the shipped model's on top, `compared` under it."""
+    result: dict[str, Any] = json.loads(stored.read_text()) if stored.is_file() else {"compared": {}}
+    return result
 
 
 def place(model: str, ships: bool, folder: Path, quick: bool) -> Path:
@@ -147,14 +148,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     options = parser.parse_args()
     folder = options.data or (data.QUICK_FOLDER if options.quick else data.FOLDER)
-    torch.set_num_threads(1)
-    try:
-        if options.quick and not (folder / pool.LABELS).is_file():
-            data.make_all(folder, quick=True)
-        run(options.model or RUNS, folder, options)
-    except EdgememError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    training.as_command(lambda: run(options.model or RUNS, folder, options))
 
 
 if __name__ == "__main__":

@@ -16,17 +16,17 @@ writes the three splits, the evaluation sets and the pool of training sequences 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
+from bench import training
 from bench.tasks.kws import evaluation, pool, speech_commands, synthesis, wordset
 from bench.tasks.kws.voices import SPLITS
 from bench.tasks.kws.words import SILENCE
 from bench.tasks.kws.wordset import WordSet
-from edgemem.errors import EdgememError, UsageError
+from edgemem.errors import UsageError
 from edgemem.tasks.kws import LABELS
 
 FOLDER = Path(__file__).parents[3] / "build" / "kws"
@@ -91,14 +91,15 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="synthesiser processes at a time")
     parser.add_argument("--speech-commands", type=Path, metavar="DIR", help="read this Speech Commands folder instead")
     options = parser.parse_args()
+    training.as_command(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Install the synthesisers if asked to, and make everything."""
     begin = time.perf_counter()
-    try:
-        if options.install and options.speech_commands is None:
-            synthesis.install()
-        make_all(options.folder, options.workers, options.speech_commands)
-    except EdgememError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    if options.install and options.speech_commands is None:
+        synthesis.install()
+    make_all(options.folder, options.workers, options.speech_commands)
     print(f"{time.perf_counter() - begin:.0f} s")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ REJECTED = {
     "never trained on": UNSEEN_UNKNOWN,
 }
 SHARES = tuple(round(0.05 * step, 2) for step in range(6, 31))  # of the word heard, 1 being its end
+CUTS = tuple(round(0.05 * step, 2) for step in range(6, 21))  # of a clip, its silence included
 INCONSEQUENTIAL = 0.01  # accuracy that an early decision may lose
 
 
@@ -43,6 +45,8 @@ def measured(model: nn.Module, folder: Path, scenes: int = SCENES) -> dict[str, 
         voices[level] = evaluate.by_voice(rows, clips)
         if level == "clean":
             early, rate = early_decisions(rows, clips), spike_rate(model, clips)
+            middle = evaluate.clip_posteriors(model, centred(clips))
+            cut = {"anywhere": cut_clips(rows, clips), "centred": cut_clips(middle, clips)}
     words = data.load("test", folder)
     made = evaluate.scenes(words, scenes, TEST_SEED)
     return {
@@ -53,6 +57,7 @@ def measured(model: nn.Module, folder: Path, scenes: int = SCENES) -> dict[str, 
         "clips_per_level": int(counts["clean"].sum()),
         "rejected": rejected(model, words),
         "early": early,
+        "cut": cut,
         **({} if rate is None else {"spikes_per_neuron_and_row": rate}),
         "always_on": evaluate.tally(evaluate.scene_posteriors(model, made), made),
     }
@@ -112,6 +117,27 @@ def early_decisions(rows: Array, clips: Clips) -> dict[str, Any]:
         "enough": enough,
         "shortened": max(0.0, 1.0 - enough / full),
     }
+
+
+def cut_clips(rows: Array, clips: Clips) -> dict[str, Any]:
+    """Accuracy by how much of every clip is heard, from its first sample on, as the LMUFormer paper cuts sequences.
+
+    `shortened` is the share of a clip that can be cut off for a loss of at most `INCONSEQUENTIAL`.
+    """
+    kept = [max(1, round(share * rows.shape[1])) for share in CUTS]
+    accuracy = [evaluate.accuracy(evaluate.confusion(rows[:, :count], clips.labels)) for count in kept]
+    enough = next(s for s, a in zip(CUTS, accuracy, strict=True) if a >= accuracy[-1] - INCONSEQUENTIAL)
+    return {"share_kept": list(CUTS), "accuracy": accuracy, "enough": enough, "shortened": 1.0 - enough}
+
+
+def centred(clips: Clips) -> Clips:
+    """Clean clips with their words in the middle, about where those of Speech Commands have them."""
+    moved = np.zeros_like(clips.clips)
+    shifts = np.where(clips.labels == SILENCE, 0, (CLIP_SAMPLES - clips.starts - clips.ends) // 2)
+    for sound, target, shift in zip(clips.clips, moved, shifts.tolist(), strict=True):
+        kept = slice(max(0, -shift), CLIP_SAMPLES - max(0, shift))
+        target[kept.start + shift : kept.stop + shift] = sound[kept]
+    return replace(clips, clips=moved, starts=clips.starts + shifts, ends=clips.ends + shifts)
 
 
 def cost(name: str, checkpoint: Path) -> dict[str, Any]:

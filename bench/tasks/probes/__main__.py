@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -23,17 +22,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
+from bench import training
 from bench.tasks.probes import picture, table
 from bench.tasks.probes.data import LONGEST
-from bench.tasks.probes.train import RECIPES, Recipe, halved, train
+from bench.tasks.probes.train import RECIPES, Recipe, train
 from bench.timing import RESULTS, write
 from edgemem import checkpoints
-from edgemem.errors import EdgememError, UsageError
-from edgemem.files import atomic_path
+from edgemem.errors import UsageError
 from edgemem.models import build_model
 from edgemem.tasks.probes import PROBES
 from edgemem.text import nearest
@@ -49,8 +46,7 @@ def trained(model: str, name: str, recipe: Recipe, path: Path) -> None:
     begin = time.process_time()
     best, facts = train(module, name, recipe, lambda line: print(f"{model:16} {line}", flush=True))
     facts["cpu_seconds"] = round(time.process_time() - begin, 1)
-    with atomic_path(path) as temporary:
-        save_file(halved(best), temporary, {FACTS: json.dumps({**asdict(recipe), **facts})})
+    training.save(best, path, facts={FACTS: json.dumps({**asdict(recipe), **facts})})
 
 
 def facts_of(path: Path) -> dict[str, Any]:
@@ -110,12 +106,7 @@ def main() -> None:
     parser.add_argument("--models", help="train only these, with commas between")
     parser.add_argument("--probes", help="train only for these, with commas between")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    try:
-        run(options)
-    except EdgememError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    training.as_command(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -123,10 +122,3 @@ def train_at(
         if best_score >= SOLVED and step >= SOLVED_FROM * recipe.steps:
             break
     return best, {"rate": rate, "steps_taken": step, "validation": best_score}
-
-
-def halved(module: StreamingModule) -> dict[str, Tensor]:
-    """The module's tensors as a checkpoint holds them: float16."""
-    found = {name: tensor.detach().to(torch.float16).contiguous() for name, tensor in module.state_dict().items()}
-    assert all(np.isfinite(tensor.numpy()).all() for tensor in found.values())
-    return found
