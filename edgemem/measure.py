@@ -18,13 +18,14 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgemem import inspect
+from edgemem import inspect, peers
 from edgemem.errors import MissingDependency
 from edgemem.modelfile import ModelFile, open_model
 from edgemem.onnxfile import Node
@@ -34,7 +35,6 @@ from edgemem.trial import random_inputs
 ROUND_SECONDS = 0.01  # of each candidate in each round
 PIECES, PIECE_SECONDS = 9, 0.001  # of a probe in each round
 INPUTS = 16  # chunks that a candidate cycles through
-WARM_CALLS = 20
 PAGE_BYTES = 4096
 
 PROBE = r"""
@@ -217,6 +217,15 @@ def is_lookup(node: Node, name: str, constants: Mapping[str, object]) -> bool:
     return node.op_type == "Gather" and node.inputs[0] == name and node.inputs[1] not in constants
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """What takes turns: `times` steps for a while and gives the microseconds of each step, `bare` the step for C."""
+
+    row: Row
+    times: Callable[[float], list[float]]
+    bare: tuple[Any, Any] | None = None
+
+
 def measure(
     files: Sequence[Path],
     runtimes: Sequence[str],
@@ -224,48 +233,69 @@ def measure(
     rounds: int = 20,
     seed: int = 0,
     tick: Callable[[], None] = lambda: None,
+    against: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Time every file in every runtime, all of them in turn in each round; `tick` is called after each round.
+    """Time every file in every runtime and peer, all of them in turn in each round; `tick` follows each round.
+
+    A peer that cannot run a file, or computes something else, is listed under `skipped` with the reason.
 
     Raises:
         ModelFileError, ContractError: a file is not a model.
-        MissingDependency: a runtime or a C compiler is not installed.
+        MissingDependency: a runtime, a C compiler or a peer's environment is not installed.
     """
-    with tempfile.TemporaryDirectory(prefix="edgemem-") as folder:
+    for name in against:
+        peers.interpreter(name)
+    with tempfile.TemporaryDirectory(prefix="edgemem-") as folder, ExitStack() as stack:
         probe = Probe(Path(folder))
         candidates = [candidate(file, name, threads, seed) for file in files for name in runtimes]
-        for _, call, _ in candidates:
-            for _ in range(WARM_CALLS):
-                call()
+        skipped = []
+        for index, (file, name) in enumerate((file, name) for file in files for name in against):
+            work = Path(folder) / str(index)
+            work.mkdir()
+            found = peer_candidate(file, name, threads, seed, work, stack)
+            candidates += [found] if isinstance(found, Candidate) else []
+            skipped += [vars(found)] if isinstance(found, peers.Skipped) else []
+        for each in candidates:
+            each.times(ROUND_SECONDS)
         for _ in range(rounds):
-            limits = {row.file: roofline_us(probe, row) for row, _, _ in candidates}
-            for row, call, bare in candidates:
+            limits = {each.row.file: roofline_us(probe, each.row) for each in candidates}
+            for each in candidates:
+                row = each.row
+                times = each.times(ROUND_SECONDS)
+                row.calls_us += times
+                row.rounds_us.append(statistics.median(times))
                 row.rooflines_us.append(limits[row.file])
-                row.rounds_us.append(one_round(call, row.calls_us))
-                if bare is not None:
-                    row.c_rounds_us.append(probe.steps_us(*bare))
+                if each.bare is not None:
+                    row.c_rounds_us.append(probe.steps_us(*each.bare))
             tick()
-    return {"machine": machine(), "rows": [row.to_json() for row, _, _ in candidates]}
+    ordered = sorted((each.row for each in candidates), key=lambda row: [str(file) for file in files].index(row.file))
+    result = {"machine": machine(), "rows": [row.to_json() for row in ordered]}
+    if against:
+        result |= {"skipped": skipped, "peers": {name: peers.versions(name) for name in against}}
+    return result
 
 
 def roofline_us(probe: Probe, row: Row) -> float:
     return max(probe.read_us(row.bytes_per_step), probe.multiply_us(row.macs_per_step))
 
 
-def one_round(call: Callable[[], object], calls_us: list[float]) -> float:
-    """Time single calls for a while; returns their median."""
-    times: list[float] = []
-    end = time.perf_counter() + ROUND_SECONDS
-    while not times or time.perf_counter() < end:
-        begin = time.perf_counter()
-        call()
-        times.append((time.perf_counter() - begin) * 1e6)
-    calls_us += times
-    return statistics.median(times)
+def stepping(call: Callable[[], object]) -> Callable[[float], list[float]]:
+    """Single calls for some seconds, each timed in microseconds."""
+
+    def times_us(seconds: float) -> list[float]:
+        times: list[float] = []
+        end = time.perf_counter() + seconds
+        while not times or time.perf_counter() < end:
+            begin = time.perf_counter()
+            call()
+            times.append((time.perf_counter() - begin) * 1e6)
+        return times
+
+    return times_us
 
 
-def candidate(path: Path, runtime: str, threads: int, seed: int) -> tuple[Row, Callable[[], object], Any]:
-    """A row to fill, a call of `stream.step` on the next of some random chunks, and the bare step if there is one."""
+def candidate(path: Path, runtime: str, threads: int, seed: int) -> Candidate:
+    """`stream.step` on some random chunks, one after another, and the bare step if there is one."""
     model = open_model(path)
     program = load(path, runtime=runtime, threads=threads)
     row = Row(runtime, str(path), threads, step_bytes(model), inspect.macs_per_step(model))
@@ -278,7 +308,24 @@ def candidate(path: Path, runtime: str, threads: int, seed: int) -> tuple[Row, C
         turn = (turn + 1) % INPUTS
         return stream.step(chunks[turn])
 
-    return row, call, getattr(program, "bare_step", lambda: None)()
+    return Candidate(row, stepping(call), getattr(program, "bare_step", lambda: None)())
+
+
+def peer_candidate(
+    path: Path, name: str, threads: int, seed: int, work: Path, stack: ExitStack
+) -> Candidate | peers.Skipped:
+    """Another engine on the same chunks; `stack` ends it."""
+    model = open_model(path)
+    rng = np.random.default_rng(seed)
+    drawn = [random_inputs(model.contract, rng) for _ in range(INPUTS)]
+    chunks = {port.name: np.stack([chunk[port.name] for chunk in drawn]) for port in model.contract.inputs}
+    if model.contract.valid_input is not None:
+        chunks[model.contract.valid_input.name][...] = model.contract.chunk.frames
+    peer = peers.started(name, model, chunks, threads, work)
+    if isinstance(peer, peers.Skipped):
+        return peer
+    stack.callback(peer.close)
+    return Candidate(Row(name, str(path), threads, step_bytes(model), inspect.macs_per_step(model)), peer.round)
 
 
 def steps_of(program: Program, seed: int) -> list[Any]:
