@@ -17,7 +17,13 @@ from edgemem.errors import InputError, MissingDependency, ModelFileError, Stream
 from edgemem.trial import poisoned, trial
 from tests.aot_programs import compiled, model_file
 
-CASES = (("rpi4", "kws-lmuformer"), ("stm32mp157d_dk1", "rwkv4"), ("visionfive2", "kws-lmuformer"))
+CASES = (
+    ("rpi4", "kws-lmuformer"),
+    ("stm32mp157d_dk1", "rwkv4"),
+    ("rpi_zero2w_32", "kws-lmuformer"),
+    ("visionfive2", "kws-lmuformer"),
+    ("bpi_f3", "rwkv4"),
+)
 
 
 def needs(name: str) -> None:
@@ -65,6 +71,58 @@ def test_state_goes_on_on_a_board(files: Path, tmp_path: Path) -> None:
     program = edgemem.load(tmp_path / "p")
     with pytest.raises(InputError, match="outside its range"):
         program.step({"tokens": np.array([[11]])}, program.new_state())
+
+
+USER = """\
+#include <model.h>
+#include <stdio.h>
+_Alignas(MODEL_ALIGNMENT) static unsigned char state[MODEL_STATE_BYTES], arena[MODEL_ARENA_BYTES];
+int main(void)
+{
+    static float logits[11];
+    const int64_t token = 3;
+    const model_inputs inputs = {&token};
+    const model_outputs outputs = {logits};
+    if (model_check() != MODEL_OK || model_reset(state, sizeof state) != MODEL_OK) return 1;
+    if (model_step(&inputs, &outputs, state, sizeof state, arena, sizeof arena) != MODEL_OK) return 2;
+    return fwrite(logits, sizeof logits, 1, stdout) != 1;
+}
+"""
+CMAKE = """\
+cmake_minimum_required(VERSION 3.16)
+project(user C)
+find_package(model REQUIRED)
+foreach(kind model model_shared)
+  add_executable(with_${kind} user.c)
+  target_link_libraries(with_${kind} PRIVATE edgemem::${kind})
+endforeach()
+"""
+
+
+def test_other_builds_find_the_program(files: Path, tmp_path: Path) -> None:
+    """pkg-config and CMake, from a folder that was moved; both give the first step's logits."""
+    moved = tmp_path / "moved"
+    shutil.copytree(files / "host", moved)
+    (tmp_path / "user.c").write_text(USER)
+    (tmp_path / "CMakeLists.txt").write_text(CMAKE)
+    wanted = edgemem.load(files / "host").stream().step(np.array([[3]])).tobytes()
+    tools = [tool for tool in ("pkg-config", "cmake") if shutil.which(tool)]
+    if not tools:
+        pytest.skip("neither pkg-config nor cmake is installed")
+    if "pkg-config" in tools:
+        flags = subprocess.run(
+            ["pkg-config", "--cflags", "--libs", "model"], env={"PKG_CONFIG_PATH": str(moved), "PATH": "/usr/bin:/bin"},
+            capture_output=True, text=True, check=True,
+        ).stdout.split()  # fmt: skip
+        subprocess.run(["gcc", "-std=c11", "-o", tmp_path / "user", tmp_path / "user.c", *flags], check=True)
+        assert subprocess.run([tmp_path / "user"], capture_output=True, check=True).stdout == wanted
+    if "cmake" in tools:
+        made = tmp_path / "made"
+        for command in (["cmake", "-S", tmp_path, "-B", made, f"-Dmodel_DIR={moved}"], ["cmake", "--build", made]):
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
+        for program in ("with_model", "with_model_shared"):
+            assert subprocess.run([made / program], capture_output=True, check=True).stdout == wanted
 
 
 def test_edgemem_run_streams_standard_input(files: Path) -> None:

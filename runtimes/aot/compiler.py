@@ -4,6 +4,7 @@ NAME.h NAME.c           what a C program includes, and the step in C99
 NAME_kernels.o          TVM's code for the board's core
 NAME_weights.bin .S     the weights, and the section that holds them
 NAME.so NAME.a          the same linked
+NAME.pc -config.cmake   how pkg-config and CMake find them
 NAME_frontend.h         of a model of sound, with edgemem_frontend.h and .c: features from samples
 manifest.json           contract, digests, compilers, sizes, memory plan, the PrimFunc behind each kernel
 """
@@ -25,7 +26,7 @@ from edgemem import contract as contracts
 from edgemem.boards import Board
 from edgemem.digests import canonical
 from edgemem.errors import BudgetError, UsageError
-from edgemem.runtimes.aot import emit, emit_audio, emit_frontend, emit_run
+from edgemem.runtimes.aot import emit, emit_audio, emit_frontend, emit_package, emit_run
 from edgemem.runtimes.aot.aliasing import elementwise
 from edgemem.runtimes.aot.folding import folded
 from edgemem.runtimes.aot.graph import Graph, Tensor, graph_of
@@ -257,6 +258,8 @@ def build(folder: Path, source: emit.Source, blob: bytes, kernels: Kernels, tool
     (folder / "edgemem-run.c").write_text(emit_run.program(source))
     sources = ["edgemem-run.c", *front_end(folder, source)]
     tools.executable("edgemem-run", [*sources, *objects], folder, *WARNINGS, *FLAGS)
+    (folder / f"{n}.pc").write_text(emit_package.pkg_config(source))
+    (folder / f"{n}-config.cmake").write_text(emit_package.cmake_config(source, sources[1:]))
     for leftover in (f"{n}.o", f"{n}_weights.o", "exports.map", "edgemem-run.c"):
         (folder / leftover).unlink()
 
