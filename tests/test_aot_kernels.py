@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,44 +11,17 @@ import pytest
 pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
 from tvm import te
 
-from edgemem.boards import board
 from edgemem.runtimes.aot import legalize, mathops
-from edgemem.runtimes.aot.lowering import lowered
-from edgemem.runtimes.aot.machine import Machine, machine
-from edgemem.runtimes.aot.schedules import matmul, rows, scheduled
+from edgemem.runtimes.aot.schedules import matmul, rows
+from tests.aot_kernels import HOST
+from tests.aot_kernels import run_tensors as run
 
 Array = np.ndarray[Any, np.dtype[Any]]
-HOST = machine(board("host"))
-
-
-def run(folder: Path, tensors: list[Any], arrays: list[Array], target: Machine = HOST) -> tuple[Array, str]:
-    """Schedule, lower, compile and call one tensor expression on arrays; the last tensor is the result."""
-    import tvm
-
-    function, schedule = scheduled(te.create_prim_func(tensors), target)
-    kernel = lowered(function, "kernel", target)
-    built = tvm.get_global_func("target.build.llvm")(tvm.IRModule({"kernel": kernel.function}), target.target)
-    library = folder / f"{len(list(folder.iterdir()))}.so"  # a path is loaded once per process
-    built.write_to_file(f"{library}.o", "o")
-    subprocess.run(["gcc", "-shared", "-o", library, f"{library}.o"], check=True)
-    result = aligned(np.full([int(n) for n in tensors[-1].shape], np.nan, "f"))
-    held = [*map(aligned, arrays), result, *(aligned(np.zeros(size, np.uint8)) for size in kernel.work_bytes)]
-    ctypes.CDLL(str(library)).kernel(*(ctypes.c_void_p(array.ctypes.data) for array in held))
-    return result, schedule
 
 
 def applied(function: Any, tensor: Any) -> Any:
     """A function of one number at every index of a tensor."""
     return lambda i: function(tensor[i])
-
-
-def aligned(array: Array) -> Array:
-    """A copy that starts at a multiple of 64 bytes."""
-    raw = np.zeros(array.nbytes + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    copy = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -47,3 +50,14 @@ def command(file: Path, board: str, output: Path, name: str | None, as_json: boo
         f"(no plan can do with less than {human_bytes(sizes['arena_lower_bound'])})",
         highlight=False,
     )
+    for line in product_lines(manifest["products"]):
+        stderr().print(line, highlight=False)
+
+
+def product_lines(products: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How many products of the model each kernel computes, and why no better one does."""
+    groups = Counter((row["kernel"], row["reason"]) for row in products)
+    return [
+        f"  {count} product{'s' if count > 1 else ''}: {kernel}{f' ({reason})' if reason else ''}"
+        for (kernel, reason), count in sorted(groups.items())
+    ]

@@ -16,7 +16,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -117,11 +117,11 @@ def compile_model(
     name = emit.identifier(name or model.contract.model.name).lower()
     ranges = {port.name: port.range for port in model.contract.inputs if port.range is not None}
     progress("importing")
-    module, inputs, outputs = imported(model)
     target = machine(board)
+    found = imported(model, target)
     progress("fusing")
     with quiet():
-        graph = graph_of(legalized(folded(module, ranges), target, ranges), inputs, outputs)
+        graph = graph_of(legalized(folded(found.module, ranges), target, ranges), found.inputs, found.outputs)
     kernels = Kernels(name, graph.functions, target)
     progress("scheduling")
     plan = planned(graph, model.contract, kernels.elementwise, kernels.work_bytes)
@@ -131,6 +131,7 @@ def compile_model(
         progress("generating code")
         build(Path(folder), source, blob, kernels, tools)
         manifest = manifest_of(Path(folder), model, board, source, kernels, tools)
+        manifest["products"] = [asdict(product) for product in found.products]
         text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
         (Path(folder) / MANIFEST).write_text(text)
         install(Path(folder), target_folder)

@@ -17,7 +17,8 @@ from edgemem.runtimes.aot.graph import Graph, Tensor
 from edgemem.runtimes.aot.plan import ALIGNMENT, Plan, StateSlot
 
 C_TYPES = {"float32": "float", "float64": "double", "int64": "int64_t", "int32": "int32_t", "int16": "int16_t",
-           "int8": "int8_t", "uint8": "uint8_t", "bool": "uint8_t", "float16": "uint16_t"}  # fmt: skip
+           "int8": "int8_t", "uint8": "uint8_t", "uint16": "uint16_t", "bool": "uint8_t",
+           "float16": "uint16_t"}  # fmt: skip
 ERRORS = (
     ("OK", "done"),
     ("ERROR_NULL", "a pointer is NULL"),

@@ -18,7 +18,18 @@ import numpy as np
 from edgemem.errors import ModelFileError
 
 Array = np.ndarray[Any, np.dtype[Any]]
-BYTES = {"float32": 4, "float64": 8, "int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool": 1, "int16": 2, "float16": 2}
+BYTES = {
+    "float32": 4,
+    "float64": 8,
+    "int64": 8,
+    "int32": 4,
+    "int8": 1,
+    "uint8": 1,
+    "bool": 1,
+    "int16": 2,
+    "uint16": 2,
+    "float16": 2,
+}
 
 
 @dataclass(frozen=True)

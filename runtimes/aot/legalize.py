@@ -46,6 +46,7 @@ def rules(machine: Machine, ranges: Mapping[str, tuple[int, int]]) -> dict[str, 
         "tanh": mathops.tanh,
         "erf": mathops.erf,
         "nn.silu": lambda x: x * mathops.sigmoid(x),
+        "round": whole,
         "nn.gelu": lambda x: x * (0.5 + 0.5 * mathops.erf(x * math.sqrt(0.5))),
     }
     return {
@@ -53,6 +54,7 @@ def rules(machine: Machine, ranges: Mapping[str, tuple[int, int]]) -> dict[str, 
         "relax.matmul": matmul,
         "relax.nn.layer_norm": layer_norm,
         "relax.nn.softmax": softmax,
+        "relax.quantize": legal_quantize,
         **{f"relax.{name}": elementwise(name, function) for name, function in unary.items()},
     }
 
@@ -71,6 +73,30 @@ def elementwise(name: str, function: Callable[[Expr], Expr]) -> Rule:
         )
 
     return rule
+
+
+def whole(x: Expr) -> Expr:
+    """The nearest whole number, to even in the middle; from 2^22 on, where float32 has few fractions, x itself."""
+    return tirx.Select(tirx.abs(x) < tirx.const(2.0**22, "float32"), mathops.nearest(x), x)
+
+
+def legal_quantize(builder: Any, call: Expr) -> Expr:
+    """saturate(nearest(x / scale) + zero) of float32, as ONNX rounds: to even in the middle."""
+    x, scale, zero = call.args
+    kind, axis = dtype_of(call), int(call.attrs.axis) % max(1, len(shape_of(x)))
+    low, high = int(tirx.min_value(kind).value), int(tirx.max_value(kind).value)
+
+    def quantized(a: Any, s: Any, z: Any) -> Any:
+        def value(*i: Any) -> Any:
+            place = (i[axis],) if len(s.shape) == 1 else ()
+            offset = z(*place[: len(z.shape)]).astype("float32")
+            steps = a(*i) / s(*place)
+            least, most = tirx.const(float(low), "float32") - offset, tirx.const(float(high), "float32") - offset
+            return (mathops.nearest(tirx.max(tirx.min(steps, most), least)) + offset).astype(kind)
+
+        return te.compute(a.shape, value, name="quantize")
+
+    return builder.call_te(quantized, x, scale, zero, primfunc_name_hint="quantize")
 
 
 def default(name: str, builder: Any, call: Expr) -> Expr:

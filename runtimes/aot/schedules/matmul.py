@@ -67,7 +67,8 @@ def tile_rows(machine: Machine, rows: int, vectors: int) -> int:
 def schedule(sch: Any, machine: Machine, name: str) -> None:
     """Tile the product called `name`; what follows it is computed on each tile while it is in registers."""
     block = sch.get_sblock(name)
-    followers = [n for n in block_names(sch) if n != name]
+    producers = inlined_before(sch, name)
+    followers = block_names(sch)[block_names(sch).index(name) + 1 :]
     *outer, column, k = sch.get_loops(block)
     panel = panel_columns(sch, block, machine, name)
     if panel is None:
@@ -87,7 +88,12 @@ def schedule(sch: Any, machine: Machine, name: str) -> None:
     extent = int(sch.get(k).extent)
     steps = next(u for u in (UNROLLED, 3, 2, 1) if extent % u == 0)
     k, in_k = sch.split(k, [None, steps])
-    sch.reorder(*batch, column, row, k, in_k, in_row, vector, lane)
+    if producers:
+        sch.reorder(column, *batch, row, k, in_k, in_row, vector, lane)
+    else:
+        sch.reorder(*batch, column, row, k, in_k, in_row, vector, lane)
+    for producer in reversed(producers):
+        sch.compute_at(sch.get_sblock(producer), column, preserve_unit_loops=True)
     if followers:
         sch.set_scope(block, 0, "local")
         follow(sch, followers, row, lanes)
@@ -98,10 +104,21 @@ def schedule(sch: Any, machine: Machine, name: str) -> None:
     sch.decompose_reduction(block, k)
 
 
+def inlined_before(sch: Any, name: str) -> list[str]:
+    """What the product reads that is computed before it; what only its followers read is inlined into them."""
+    names = block_names(sch)
+    before = names[: names.index(name)]
+    for other in before:
+        readers = [str(sch.get(reader).name_hint) for reader in sch.get_consumers(sch.get_sblock(other))]
+        if not any(reader in before or reader == name for reader in readers):
+            sch.compute_inline(sch.get_sblock(other))
+    return [other for other in before if other in block_names(sch)]
+
+
 def panel_columns(sch: Any, block: Any, machine: Machine, name: str) -> int | None:
     """Columns per tile, None where no vector divides them."""
     shapes = [tuple(int(extent) for extent in region.source.shape) for region in sch.get(block).reads]
-    if name == PACKED:
+    if name.startswith(PACKED):
         return shapes[-1][-1]
     columns = shapes[-1][-1]
     lanes = machine.lanes

@@ -1,0 +1,293 @@
+"""Operators of edgemem's own as tensor expressions; weights are packed for the core when the model is imported.
+
+w8, f16   y[n] = s[n] sum_k x[k] wide(w[k, n])                             panels [N / P, K, P]
+w4        y[n] = sum_g s[g, n] (sum_k x[k] nibble[k, n] - 8 sum_k x[k])    panels [N / P, K, P / 2]
+vq        y[n] = s[n] sum_g table[g, code[g, n]], table[g, c] = x[g] . book[c]      codes [N / P, K / dim, P]
+          or, for many rows, a product with panels that are decoded first
+integer   y[n] = sum_k (x[k] - z) w[k, n], in int32                        panels [N / P, K, P]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tvm import relax, te, tirx
+
+from edgemem.runtimes.aot import mathops
+from edgemem.runtimes.aot.folding import shape_of
+from edgemem.runtimes.aot.machine import Machine
+from edgemem.runtimes.aot.quantized import recogniser
+from edgemem.runtimes.aot.quantized.weights import GROUP, Codes, Half, Int4, Int8, Narrow, nibbles, widened
+from edgemem.runtimes.aot.schedules import groups, lookup, rows
+from edgemem.runtimes.aot.schedules.matmul import PACKED, Panel, panel_of
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Expr = Any
+OUT_ELEMENTWISE = 4  # relax's OpPatternKind: elementwise operators may follow it in one kernel
+OPAQUE = 8
+FLOAT = "float32"
+
+
+def converted(
+    builder: Any, kind: str, inputs: Sequence[Expr], attributes: Mapping[str, Any], matrices: Any, machine: Machine
+) -> Expr:
+    """The Relax expression of one operator of edgemem's own."""
+    matrix = matrices[attributes["matrix"]] if "matrix" in attributes else None
+    if kind == recogniser.PRODUCT:
+        return product(builder, inputs[0], matrix, machine)
+    if kind == recogniser.INTEGER:
+        return integer_product(builder, inputs[0], inputs[1] if len(inputs) > 1 else None, matrix, machine)
+    if kind == recogniser.DYNAMIC:
+        return dynamic(builder, inputs[0], machine)
+    if kind == recogniser.HALF:
+        return builder.emit_te(half, inputs[0], primfunc_name_hint="half")
+    return decoded(builder, matrix, bool(attributes.get("rows", 0)), tuple(attributes["shape"]))
+
+
+def constant(array: Array) -> Expr:
+    return relax.const(np.ascontiguousarray(array), str(array.dtype))
+
+
+def reshaped(builder: Any, x: Expr, shape: Sequence[int]) -> Expr:
+    return x if shape_of(x) == tuple(shape) else builder.emit(relax.op.reshape(x, list(shape)))
+
+
+def half(bits: Any) -> Any:
+    return te.compute(bits.shape, lambda *i: widened(bits(*i)), name="half")
+
+
+def product(builder: Any, x: Expr, matrix: Narrow, machine: Machine) -> Expr:
+    """x [..., K] times a narrow matrix [K, N]."""
+    x = builder.normalize(x)
+    shape = (*shape_of(x)[:-1], matrix.shape[1])
+    if len(shape) < 2:
+        flat = product(builder, reshaped(builder, x, (1, matrix.shape[0])), matrix, machine)
+        return reshaped(builder, flat, shape)
+    count = math.prod(shape[:-1])
+    panel = panel_of(machine, rows=count, columns=shape[-1])
+    if isinstance(matrix, Half):
+        return emitted(
+            builder,
+            "product_f16",
+            lambda a, w: trimmed(panelled(a, w, shape, panel, widened), shape),
+            x,
+            panel.packed(matrix.bits),
+        )
+    if isinstance(matrix, Int8):
+        scale = constant(matrix.scale)
+        return emitted(
+            builder, "product_w8", lambda a, w, s: scaled(panelled(a, w, shape, panel, as_float), s, shape), x,
+            panel.packed(matrix.q), scale,
+        )  # fmt: skip
+    if isinstance(matrix, Int4):
+        return four_bit(builder, x, matrix, shape, machine)
+    if lookup.pays(count, matrix, machine):
+        return looked_up(builder, x, matrix, shape, machine)
+    return decoded_product(builder, x, matrix, shape, panel)
+
+
+def emitted(builder: Any, hint: str, form: Callable[..., Any], *args: Any, pattern: int = OUT_ELEMENTWISE) -> Expr:
+    """One PrimFunc on tensors and constants."""
+    expressions = [constant(arg) if isinstance(arg, np.ndarray) else arg for arg in args]
+    return builder.emit_te(form, *expressions, primfunc_name_hint=hint, primfunc_attrs={"op_pattern": pattern})
+
+
+def as_float(value: Expr) -> Expr:
+    return value.astype(FLOAT)
+
+
+def panelled(x: Any, w: Any, shape: tuple[int, ...], panel: Panel, wide: Callable[[Expr], Expr]) -> Any:
+    """sum_k x[..., k] wide(w[n / P, k, n mod P]), with the padding of the last panel where a block follows."""
+    k = te.reduce_axis((0, int(x.shape[-1])), name="k")
+    padded = (*shape[:-1], panel.count * panel.columns)
+
+    def dot(*i: Any) -> Any:
+        return te.sum(x(*i[:-1], k) * wide(w(i[-1] // panel.columns, k, i[-1] % panel.columns)), axis=k)
+
+    return te.compute(padded, dot, name=PACKED)
+
+
+def scaled(y: Any, scale: Any, shape: tuple[int, ...]) -> Any:
+    return te.compute(shape, lambda *i: y(*i) * scale(i[-1]), name="packed_scaled")
+
+
+def trimmed(y: Any, shape: tuple[int, ...]) -> Any:
+    """Without the padding of the last panel."""
+    if tuple(int(n) for n in y.shape) == tuple(shape):
+        return y
+    return te.compute(shape, lambda *i: y(*i), name="packed_trim")
+
+
+def four_bit(builder: Any, x: Expr, matrix: Int4, shape: tuple[int, ...], machine: Machine) -> Expr:
+    """A product with groups of 4-bit weights; inputs and outputs are padded to whole groups and panels."""
+    panel = groups.panel_of(machine, shape[-1])
+    count = matrix.scale.shape[0]
+    q = np.pad(matrix.q, ((0, count * GROUP - len(matrix.q)), (0, 0)))
+    scale = np.pad(matrix.scale, ((0, 0), (0, panel.count * panel.columns - shape[-1])))
+    return emitted(
+        builder, "product_w4", lambda a, w, s: four_bit_form(a, w, s, shape, panel), x, nibbles(panel.packed(q)), scale
+    )
+
+
+def four_bit_form(x: Any, w: Any, scale: Any, shape: tuple[int, ...], panel: Panel) -> Any:
+    """x [..., K], w uint8 [N / P, K, P / 2], scale [K / 32, N] -> [..., N]"""
+    lead, width, count = shape[:-1], int(x.shape[-1]), int(scale.shape[0])
+    if width < count * GROUP:
+        inner, nothing = x, tirx.const(0.0, FLOAT)
+        x = te.compute(
+            (*lead, count * GROUP),
+            lambda *i: tirx.if_then_else(i[-1] < width, inner(*i[:-1], tirx.min(i[-1], width - 1)), nothing),
+            name=groups.PAD,
+        )
+    j, k = te.reduce_axis((0, GROUP), name="j"), te.reduce_axis((0, GROUP), name="k")
+    total = te.compute((*lead, count), lambda *i: te.sum(x(*i[:-1], i[-1] * GROUP + j), axis=j), name=groups.SUM)
+    half_panel, eight = panel.columns // 2, tirx.const(8.0, FLOAT)
+
+    def nibble(row: Expr, n: Expr) -> Expr:
+        place = n % panel.columns
+        byte = w(n // panel.columns, row, place % half_panel)
+        shift = (place // half_panel * 4).astype("uint8")
+        return ((byte >> shift) & tirx.const(15, "uint8")).astype(FLOAT)
+
+    def part(*i: Any) -> Any:
+        row = i[-2] * GROUP + k
+        return te.sum(x(*i[:-2], row) * nibble(row, i[-1]), axis=k)
+
+    parts = te.compute((*lead, count, panel.count * panel.columns), part, name=groups.PART)
+    g = te.reduce_axis((0, count), name="g")
+    y = te.compute(
+        (*lead, panel.count * panel.columns),
+        lambda *i: te.sum((parts(*i[:-1], g, i[-1]) - total(*i[:-1], g) * eight) * scale(g, i[-1]), axis=g),
+        name=groups.TOTAL,
+    )
+    return trimmed(y, shape)
+
+
+def looked_up(builder: Any, x: Expr, matrix: Codes, shape: tuple[int, ...], machine: Machine) -> Expr:
+    """Products of x with every entry of the codebooks, then one addition per code."""
+    books = np.ascontiguousarray(matrix.books.transpose(0, 2, 1))  # [R, dim, codes]
+    codes = np.ascontiguousarray(matrix.codes.transpose(0, 2, 1))  # [R, K / dim, N]
+    dim, count = matrix.dim, len(matrix.codes)
+
+    def form(a: Any, c: Any, b: Any, s: Any) -> Any:
+        lead, parts, entries = shape[:-1], int(c.shape[1]), int(b.shape[2])
+        d = te.reduce_axis((0, dim), name="d")
+        table = te.compute(
+            (*lead, count, parts, entries),
+            lambda *i: te.sum(a(*i[:-3], i[-2] * dim + d) * b(i[-3], d, i[-1]), axis=d),
+            name=lookup.TABLE,
+        )
+        r, g = te.reduce_axis((0, count), name="r"), te.reduce_axis((0, parts), name="g")
+        y = te.compute(
+            shape,
+            lambda *i: te.sum(table(*i[:-1], r, g, c(r, g, i[-1]).astype("int32")), axis=[r, g]),
+            name=lookup.TOTAL,
+        )
+        return te.compute(shape, lambda *i: y(*i) * s(i[-1]), name=lookup.SCALED)
+
+    return emitted(builder, "product_vq", form, x, codes, books, matrix.scale)
+
+
+def decoded_product(builder: Any, x: Expr, matrix: Codes, shape: tuple[int, ...], panel: Panel) -> Expr:
+    """For many rows: each panel is decoded once, then read by all of them."""
+    codes = np.stack([panel.packed(part.T) for part in matrix.codes])  # [R, N / P, K / dim, P]
+    dim, count = matrix.dim, len(matrix.codes)
+
+    def form(a: Any, c: Any, b: Any, s: Any) -> Any:
+        width = int(a.shape[-1])
+
+        def entry(p: Expr, k: Expr, n: Expr) -> Expr:
+            terms = [b(r, c(r, p, k // dim, n).astype("int32"), k % dim) for r in range(count)]
+            return sum(terms[1:], terms[0])
+
+        w = te.compute((panel.count, width, panel.columns), entry, name="decoded_panel")
+        return scaled(panelled(a, w, shape, panel, lambda value: value), s, shape)
+
+    return emitted(builder, "product_vq_rows", form, x, codes, matrix.books, matrix.scale)
+
+
+def integer_product(builder: Any, x: Expr, zero: Expr | None, q: Array, machine: Machine) -> Expr:
+    """(x - zero) times an int8 matrix, in int32."""
+    shape = (*shape_of(x)[:-1], q.shape[1])
+    if len(shape) < 2:
+        flat = integer_product(builder, reshaped(builder, x, (1, q.shape[0])), zero, q, machine)
+        return reshaped(builder, flat, shape)
+    panel = panel_of(machine, rows=math.prod(shape[:-1]), columns=shape[-1])
+    arguments = [x, panel.packed(q), *([] if zero is None else [reshaped(builder, zero, (1,))])]
+
+    def form(a: Any, w: Any, z: Any = None) -> Any:
+        k = te.reduce_axis((0, int(a.shape[-1])), name="k")
+
+        def dot(*i: Any) -> Any:
+            value = a(*i[:-1], k).astype("int16")
+            value = value if z is None else value - z(0).astype("int16")
+            return te.sum(
+                value.astype("int32") * w(i[-1] // panel.columns, k, i[-1] % panel.columns).astype("int32"), axis=k
+            )
+
+        padded = (*shape[:-1], panel.count * panel.columns)
+        return trimmed(te.compute(padded, dot, name=f"{PACKED}_integer"), shape)
+
+    return emitted(builder, "product_w8a8", form, *arguments)
+
+
+def dynamic(builder: Any, x: Expr, machine: Machine) -> Expr:
+    """uint8 values, scale and zero point of a tensor: its range and 0 in 255 steps (ONNX DynamicQuantizeLinear)."""
+    shape = shape_of(x)
+    size = math.prod(shape)
+    lanes = rows.lanes_of(machine, size)
+
+    def form(a: Any) -> Any:
+        def value(k: Expr) -> Expr:
+            return a(k)
+
+        high = rows.reduced(value, [], size, lanes, "high", te.max, tirx.max)
+        low = rows.reduced(value, [], size, lanes, "low", te.min, tirx.min)
+        nothing, most = tirx.const(0.0, FLOAT), tirx.const(255.0, FLOAT)
+        step = te.compute((1,), lambda i: (tirx.max(high(i), nothing) - tirx.min(low(i), nothing)) / most, name="step")
+        safe = te.compute((1,), lambda i: tirx.Select(step(i) > nothing, step(i), tirx.const(1.0, FLOAT)), name="safe")
+        zero = te.compute((1,), lambda i: mathops.nearest(nothing - tirx.min(low(i), nothing) / safe(i)), name="zero")
+        q = te.compute(
+            (size,),
+            lambda k: tirx.max(tirx.min(mathops.nearest(a(k) / safe(0)) + zero(0), most), nothing).astype("uint8"),
+            name=rows.LAST,
+        )
+        return [q, step, te.compute((1,), lambda i: zero(i).astype("uint8"), name="zero_point")]
+
+    made = emitted(builder, "dynamic_quantize", form, reshaped(builder, x, (size,)), pattern=OPAQUE)
+    q, step, zero = (builder.emit(relax.TupleGetItem(made, index)) for index in range(3))
+    return relax.Tuple([reshaped(builder, q, shape), reshaped(builder, step, ()), reshaped(builder, zero, ())])
+
+
+def decoded(builder: Any, matrix: Narrow, rows_first: bool, shape: tuple[int, ...]) -> Expr:
+    """A narrow matrix as floats in the arena, for operators without a narrow kernel."""
+    if isinstance(matrix, Codes):
+        held = [matrix.codes, matrix.books, matrix.scale]
+    elif isinstance(matrix, Int4):
+        held = [matrix.q, matrix.scale]
+    else:
+        held = [matrix.q, matrix.scale] if isinstance(matrix, Int8) else [matrix.bits]
+    inputs, outputs = matrix.shape
+
+    def value(tensors: Sequence[Any], k: Expr, n: Expr) -> Expr:
+        if isinstance(matrix, Half):
+            return widened(tensors[0](k, n))
+        if isinstance(matrix, Int8):
+            return tensors[0](k, n).astype(FLOAT) * tensors[1](n)
+        if isinstance(matrix, Int4):
+            return tensors[0](k, n).astype(FLOAT) * tensors[1](k // GROUP, n)
+        codes, books, scale = tensors
+        terms = [
+            books(r, codes(r, n, k // matrix.dim).astype("int32"), k % matrix.dim) for r in range(len(matrix.codes))
+        ]
+        return sum(terms[1:], terms[0]) * scale(n)
+
+    def form(*tensors: Any) -> Any:
+        size = (outputs, inputs) if rows_first else (inputs, outputs)
+        pick = (lambda a, b: value(tensors, b, a)) if rows_first else (lambda a, b: value(tensors, a, b))
+        return te.compute(size, pick, name="decoded")
+
+    return reshaped(builder, emitted(builder, f"decoded_{matrix.kernel}", form, *held, pattern=OPAQUE), shape)

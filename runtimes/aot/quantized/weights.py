@@ -1,0 +1,97 @@
+"""Narrow matrices [inputs, outputs], as a recogniser finds them and a kernel reads them.
+
+Half    bits uint16 [K, N]                                     w = float16 of the bits
+Int8    q int8 [K, N], scale float32 [N]                       w = q scale
+Int4    q int8 of -8..7 [K, N], scale float32 [K / 32, N]      w = q scale, by groups of 32 inputs
+Codes   codes [R, N, K / dim], books float32 [R, codes, dim], scale float32 [N]
+                                                               w = scale sum_r book_r[code_r], dim inputs at a time
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Expr = Any
+GROUP = 32
+
+
+@dataclass(frozen=True)
+class Half:
+    """float16 by its bits, so that a core without half precision can widen it in integers."""
+
+    bits: Array
+    kernel = "f16"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.bits.shape  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Int8:
+    """One scale per output."""
+
+    q: Array
+    scale: Array
+    kernel = "w8"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.q.shape  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Int4:
+    """One scale per output and 32 inputs."""
+
+    q: Array
+    scale: Array
+    kernel = "w4"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.q.shape  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Vectors of `dim` inputs from one or several codebooks."""
+
+    codes: Array
+    books: Array
+    scale: Array
+    kernel = "vq"
+
+    @property
+    def dim(self) -> int:
+        return int(self.books.shape[2])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.codes.shape[2] * self.dim, self.codes.shape[1]
+
+
+Narrow = Half | Int8 | Int4 | Codes
+
+
+def widened(bits: Expr) -> Expr:
+    """The float32 of a float16 given as uint16, in integer arithmetic: any core, no library, exact but for NaN.
+
+    Exponent and fraction move to their places in a float32, whose exponent is then too small by 112.
+    """
+    word = bits.astype("uint32")
+    magnitude = (word & tirx.const(0x7FFF, "uint32")) << tirx.const(13, "uint32")
+    sign = (word & tirx.const(0x8000, "uint32")) << tirx.const(16, "uint32")
+    return tirx.reinterpret("float32", magnitude | sign) * tirx.const(2.0**112, "float32")
+
+
+def nibbles(q: Array) -> Array:
+    """-8..7 [..., P] -> uint8 [..., P / 2]: byte j holds column j in its low half, column j + P / 2 in its high one."""
+    bits = (q + 8).astype(np.uint8)
+    half = q.shape[-1] // 2
+    return np.ascontiguousarray(bits[..., :half] | (bits[..., half:] << 4))

@@ -1,0 +1,115 @@
+"""Kernels on narrow weights, each alone against NumPy in double precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
+from tvm import relax
+
+from edgemem.runtimes.aot.quantized import products
+from edgemem.runtimes.aot.quantized.weights import Codes, Half, Int4, Int8, nibbles, widened
+from tests.aot_kernels import HOST, run_module, run_tensors
+
+Array = np.ndarray[Any, np.dtype[Any]]
+SHAPES = [(1, 64, 64), (1, 32, 10), (1, 96, 200), (3, 64, 17), (12, 64, 48)]
+
+
+def computed(folder: Path, x: Array, operator: Any) -> tuple[Array, str]:
+    """The result of one operator on `x`, compiled for this machine, and the schedule it got."""
+    builder = relax.BlockBuilder()
+    variable = relax.Var("x", relax.TensorType(list(x.shape), str(x.dtype)))
+    with builder.function("main", [variable]):
+        with builder.dataflow():
+            made = builder.emit_output(builder.normalize(operator(builder, variable)))
+        builder.emit_func_output(made)
+    return run_module(folder, builder.get(), [x])
+
+
+@pytest.mark.parametrize(("m", "k", "n"), SHAPES)
+@pytest.mark.parametrize("kind", ["f16", "w8", "w4", "vq"])
+def test_products(tmp_path: Path, kind: str, m: int, k: int, n: int) -> None:
+    rng = np.random.default_rng(m * k * n)
+    x = rng.standard_normal((m, k)).astype("f")
+    matrix, w = narrow(rng, kind, k, n)
+    y, schedule = computed(tmp_path, x, lambda builder, a: products.product(builder, a, matrix, HOST))
+    wanted = x.astype("d") @ w
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=2e-6 * np.abs(wanted).max())
+    assert schedule in ("tile", "groups", "lookup")
+
+
+def narrow(rng: np.random.Generator, kind: str, k: int, n: int) -> tuple[Any, Array]:
+    """A random matrix [k, n] of one kind, and what it stands for."""
+    scale = rng.uniform(0.5, 2, n).astype("f")
+    if kind == "f16":
+        half = rng.standard_normal((k, n)).astype(np.float16)
+        return Half(half.view(np.uint16)), half.astype("d")
+    if kind == "w8":
+        q = rng.integers(-128, 128, (k, n)).astype(np.int8)
+        return Int8(q, scale), q * scale.astype("d")
+    if kind == "w4":
+        q, scales = rng.integers(-8, 8, (k, n)).astype(np.int8), rng.uniform(0.5, 2, (-(-k // 32), n)).astype("f")
+        return Int4(q, scales), q * np.repeat(scales.astype("d"), 32, axis=0)[:k]
+    codes = rng.integers(0, 256, (2, n, k // 4)).astype(np.uint8)
+    books = rng.standard_normal((2, 256, 4)).astype("f")
+    decoded = sum(book[code].reshape(n, k) for book, code in zip(books.astype("d"), codes, strict=True))
+    return Codes(codes, books, scale), (decoded * scale[:, None]).T
+
+
+def test_a_short_last_group(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, (matrix, w) = rng.standard_normal((2, 40)).astype("f"), narrow(rng, "w4", 40, 24)
+    y, _ = computed(tmp_path, x, lambda builder, a: products.product(builder, a, matrix, HOST))
+    np.testing.assert_allclose(y, x.astype("d") @ w, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize(("m", "k", "n"), [*SHAPES, (1, 7, 5), (2, 30, 33)])
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_integer_products_are_exact(tmp_path: Path, dtype: str, m: int, k: int, n: int) -> None:
+    """Extreme values included: no sum of bytes overflows or saturates."""
+    rng = np.random.default_rng(k)
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    x, q = rng.integers(low, high + 1, (m, k)).astype(dtype), rng.integers(-128, 128, (k, n)).astype(np.int8)
+    x[0], q[:, 0] = high, 127
+    q[:, 1], zero = -128, np.array([77], np.uint8)
+    constant = relax.const(zero, "uint8") if dtype == "uint8" else None
+    y, _ = computed(tmp_path, x, lambda builder, a: products.integer_product(builder, a, constant, q, HOST))
+    offset = int(zero[0]) if dtype == "uint8" else 0
+    np.testing.assert_array_equal(y, (x.astype("i8") - offset) @ q.astype("i8"))
+
+
+def test_half_precision_in_integers(tmp_path: Path) -> None:
+    """Every finite float16, subnormal ones included."""
+    from tvm import te
+
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    bits = bits[(bits & 0x7C00) != 0x7C00]
+    a = te.placeholder(bits.shape, "uint16")
+    y, _ = run_tensors(tmp_path, [a, te.compute(a.shape, lambda i: widened(a[i]), name="half")], [bits])
+    np.testing.assert_array_equal(y.view(np.uint32), bits.view(np.float16).astype("f").view(np.uint32))
+
+
+def test_nibbles() -> None:
+    q = np.array([[-8, 7, 0, 1]], np.int8)
+    assert nibbles(q).tolist() == [[0 | 8 << 4, 15 | 9 << 4]]
+
+
+@pytest.mark.parametrize("x", [[0.0] * 20, [1.0, -3.0, 0.25], list(np.linspace(-7, 2, 33)), [5.0, 6.0], [-1e-30]])
+def test_dynamic_quantization_equals_onnxruntime(tmp_path: Path, x: list[float]) -> None:
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    value = np.array([x], np.float32)
+    ports = (("q", TensorProto.UINT8, value.shape), ("s", TensorProto.FLOAT, []), ("z", TensorProto.UINT8, []))
+    node = helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"])
+    entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, value.shape)
+    graph = helper.make_graph([node], "g", [entry], [helper.make_tensor_value_info(*port) for port in ports])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    wanted = onnxruntime.InferenceSession(model.SerializeToString()).run(["q", "z"], {"x": value})
+    for index, expected in ((0, wanted[0]), (2, wanted[1])):
+        y, _ = computed(tmp_path, value, lambda builder, a, at=index: products.dynamic(builder, a, HOST)[at])
+        np.testing.assert_array_equal(y, expected)

@@ -1,0 +1,76 @@
+"""The aot runtime on quantized models: every scheme against onnxruntime, weights as narrow as in the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
+
+import edgemem
+from edgemem.export import export_model
+from edgemem.modelfile import open_model
+from edgemem.quant import quantize
+from edgemem.trial import trial
+from tests.aot_programs import compiled
+
+SCHEMES = ("f16", "w8", "w8a8-dynamic", "w8a8-outlier", "w4g32", "vq:dim=4,codes=32", "vq:dim=4,codes=16,residual=2")
+KERNELS = {"f16": "f16", "w8": "w8", "w8a8-dynamic": "w8a8", "w8a8-outlier": "w8a8", "w4g32": "w4"}
+SETTINGS = {"layers": 1, "width": 64, "vocab": 64}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """rwkv4.onnx, and tokens to calibrate with."""
+    path = tmp_path_factory.mktemp("quantized")
+    export_model("rwkv4", path / "rwkv4.onnx", SETTINGS, seed=1)
+    np.save(path / "tokens.npy", np.random.default_rng(0).integers(0, 64, (2, 200)))
+    return path
+
+
+def quantized(folder: Path, scheme: str, name: str = "rwkv4") -> Path:
+    path = folder / f"{name}.{scheme.replace(':', '_')}.onnx"
+    quantize(folder / f"{name}.onnx", path, scheme, calibrate=folder / "tokens.npy", steps=4)
+    return path
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme_equals_onnxruntime_on_narrow_weights(folder: Path, scheme: str) -> None:
+    path = quantized(folder, scheme)
+    manifest = compiled(path, folder / path.stem)
+    found = trial(edgemem.load(path), edgemem.load(folder / path.stem), 100, seed=3)
+    assert found.holds, (found.first_divergence, found.max_rel_error)
+    stored = open_model(path).onnx.weight_bytes
+    assert manifest["bytes"]["weights"] < 1.1 * stored + 8192  # vectors as float32, every constant aligned
+    wanted = KERNELS.get(scheme, "vq")
+    assert {row["kernel"] for row in manifest["products"]} == {wanted}
+    assert {row["product"] for row in manifest["products"]} >= {"logits"} or len(manifest["products"]) == 8
+
+
+def test_products_of_many_rows_and_convolutions(folder: Path) -> None:
+    """A segment model: 4-bit weights and codes for several rows at a time, and a matrix that is no product's."""
+    settings = {"layers": 1, "width": 32, "heads": 2, "slots": 4, "segment": 4, "vocab": 16}
+    export_model("memformer-seq2seq", folder / "segment.onnx", settings, seed=1)
+    for scheme in ("w4g32", "w8a8-dynamic", "vq:dim=4,codes=16"):
+        path = folder / f"segment.{scheme.replace(':', '_')}.onnx"
+        quantize(folder / "segment.onnx", path, scheme, steps=4)
+        compiled(path, folder / path.stem)
+        found = trial(edgemem.load(path), edgemem.load(folder / path.stem), 30, seed=3)
+        assert found.holds, (scheme, found.first_divergence, found.max_rel_error)
+
+
+def test_the_report_names_the_kernel_of_every_product(folder: Path) -> None:
+    from click.testing import CliRunner
+
+    from edgemem.cli.main import cli
+
+    path = quantized(folder, "w8")
+    result = CliRunner().invoke(cli, ["compile", str(path), "-o", str(folder / "told"), "--json"])
+    assert result.exit_code == 0, result.stderr
+    rows: list[dict[str, Any]] = json.loads(result.stdout)["products"]
+    assert [row["shape"] for row in rows] == [[64, 64]] * 5 + [[64, 256], [256, 64], [64, 64]] or len(rows) == 8
+    assert all(row["weight"].endswith(".q") and row["reason"] for row in rows)
