@@ -36,8 +36,8 @@ wheel: $(INSTALLED)
 	$(BIN)/python -m build --outdir dist .
 	$(PYTHON) -m venv build/wheel
 	build/wheel/bin/pip install -q $(PIP_FLAGS) -c constraints.txt "$$(ls dist/*.whl)[export]"
-	$(BIN)/python tests/readme.py > build/wheel/example.py
-	cd build/wheel && bin/python example.py
+	$(BIN)/python tests/readme.py > build/wheel/examples.py
+	cd build/wheel && bin/python examples.py
 
 bench: $(INSTALLED)
 	$(SINGLE) $(BIN)/python -m bench.footprint

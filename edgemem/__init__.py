@@ -3,6 +3,15 @@
 program = edgemem.load("m.onnx")     weights, shared
 stream = program.stream()            state, one per stream
 y = stream.step(x)
+
+Where things are:
+
+    declare   state, module, cells/, models/, checkpoints          what is remembered, and by which equations
+    describe  contract, consistency, modelfile, onnxfile, weights  what a file promises, and whether it holds
+    stream    program, inputs, stream, snapshot, frontend, audio   steps, pushes, time, state as a file
+    prove     trial, compare, reference, narrow, verify            two programs of one model, step by step
+    judge     tasks/, evaluation, measure, inspect                 how good, how fast, how large
+    show      cli/, runner, generate, demo, boards, text           what people see
 """
 
 from __future__ import annotations

@@ -10,15 +10,11 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgemem import contract as contracts
 from edgemem.modelfile import ModelFile, open_model
 from edgemem.onnxfile import BITS, Node
-from edgemem.text import human_bytes
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 PRODUCTS = {"MatMul", "MatMulInteger", "QLinearMatMul", "Gemm"}
 CONVOLUTIONS = {"Conv", "ConvInteger", "QLinearConv"}
@@ -69,30 +65,3 @@ def macs(node: Node, shapes: dict[str, tuple[int, ...]]) -> int:
         return math.prod(output) * math.prod(right[1:])
     transposed = node.op_type == "Gemm" and node.attributes.get("transA")
     return math.prod(output) * left[0 if transposed else -1]
-
-
-def render(found: dict[str, Any]) -> RenderableType:
-    """The facts for people: a summary, then inputs, outputs and states."""
-    from rich.console import Group
-    from rich.table import Table
-
-    contract = found["contract"]
-    model, chunk, latency = contract["model"], contract["chunk"], contract["latency"]
-    seconds = chunk["seconds_per_unit"]
-    summary = Table(show_header=False, box=None)
-    summary.add_row("model", f"{model['name']} ({model['family']}), {model['parameters']:,} parameters")
-    summary.add_row("weights", human_bytes(found["weight_bytes"]))
-    summary.add_row("state", human_bytes(found["state_bytes"]))
-    step = f"{chunk['size']} {chunk['unit']}" + (f", {chunk['size'] * seconds * 1000:g} ms" if seconds else "")
-    summary.add_row("step", f"{step}; {found['macs_per_step']:,} multiply-accumulates")
-    summary.add_row("look-ahead", f"{latency['look_ahead']} {latency['unit']}s")
-    summary.add_row("quantization", str(contract["quant"].get("scheme", "none")))
-    for proof in contract["parity"]:
-        error = f"{proof['max_abs_error']:.1e} of {proof['tolerance']:.1e} allowed"
-        summary.add_row("proof", f"{proof['stage']} = {proof['reference']} over {proof['steps']} steps: {error}")
-    tensors = Table("", "name", "dtype", "shape", "role", "start / range")
-    for kind in ("inputs", "outputs", "states"):
-        for row in contract[kind]:
-            note = row["start"] if kind == "states" else row.get("range") or ""
-            tensors.add_row(kind[:-1], row["name"], row["dtype"], str(row["shape"]), row["role"], str(note))
-    return Group(summary, tensors)

@@ -1,4 +1,4 @@
-"""The Python example of the README, as text: `python tests/readme.py > example.py`."""
+"""The examples of the README, as text: `python tests/readme.py > examples.py` writes those in Python."""
 
 from __future__ import annotations
 
@@ -8,15 +8,10 @@ from pathlib import Path
 README = Path(__file__).parents[1] / "README.md"
 
 
-def python_examples() -> list[str]:
-    """Every Python block of the README, in order."""
-    return re.findall(r"^```python\n(.*?)^```", README.read_text(), flags=re.DOTALL | re.MULTILINE)
-
-
-def shell_examples() -> list[str]:
-    """Every shell block of the README, in order."""
-    return re.findall(r"^```sh\n(.*?)^```", README.read_text(), flags=re.DOTALL | re.MULTILINE)
+def examples(language: str) -> list[str]:
+    """Every block of a language in the README, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
 if __name__ == "__main__":
-    print(python_examples()[0])
+    print("\n\n".join(examples("python")))

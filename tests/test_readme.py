@@ -7,14 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.readme import python_examples, shell_examples
+from tests.readme import examples
 
 
-def test_the_python_example_runs_and_is_short(tmp_path: Path) -> None:
-    example = python_examples()[0]
-    assert len([line for line in example.splitlines() if line.strip()]) <= 25
-    script = example + "\nassert len(outputs) == 100 and outputs[0].shape == (16,), outputs[0].shape\n"
-    script += "assert abs(outputs[-1] - outputs[-2]).max() < 1e-3  # the recurrence has settled\n"
+def test_the_python_examples_run_and_a_model_of_your_own_is_short(tmp_path: Path) -> None:
+    streaming, own = examples("python")
+    assert "nn.Module" in own and len([line for line in own.splitlines() if line.strip()]) < 25
+    settled = "assert outputs[0].shape == (16,) and abs(outputs[-1] - outputs[-2]).max() < 1e-3"
+    script = "\n".join((streaming, "assert len(saved) > 5000", own, settled))
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "mine.onnx").exists()
@@ -31,7 +31,7 @@ def test_the_shell_examples_run_in_order(tmp_path: Path) -> None:
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m edgemem "$@"\n')
     command.chmod(0o755)
     environment = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}"}
-    for example in shell_examples():
+    for example in examples("sh"):
         done = subprocess.run(
             ["sh", "-e", "-c", example], cwd=tmp_path, env=environment, capture_output=True, text=True
         )

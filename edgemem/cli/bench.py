@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgemem.cli.options import json_option, print_json, progress_bar, stdout
+from edgemem.cli.options import json_option, print_json, progress_bar, stdout, table
 
 
 @click.command("bench")
@@ -57,11 +57,8 @@ def command(
 
 def show(found: dict[str, Any]) -> None:
     """The rows as a table."""
-    from rich.table import Table
-
-    table = Table("file", "runtime", "p50 µs", "p99 µs", "spread", "from C µs", "GB/s", "× roofline")
-    for row in found["rows"]:
-        table.add_row(
+    rows = [
+        (
             Path(row["file"]).name,
             row["runtime"],
             f"{row['p50_us']:.1f}",
@@ -71,8 +68,10 @@ def show(found: dict[str, Any]) -> None:
             f"{row['gb_per_s']:.1f}",
             f"{row['roofline_ratio']:.2f}" + (f" ({row['c_roofline_ratio']:.2f} from C)" if "c_p50_us" in row else ""),
         )
+        for row in found["rows"]
+    ]
+    heads = ("file", "runtime", "p50 µs", "p99 µs", "spread", "from C µs", "GB/s", "× roofline")
     console = stdout()
-    console.print(f"{found['machine']['cpu']}, {found['machine']['cores']} cores", highlight=False)
-    console.print(table)
+    console.print(table(heads, rows, title=f"{found['machine']['cpu']}, {found['machine']['cores']} cores"))
     for peer in found.get("skipped", []):
         console.print(f"{peer['runtime']} does not run {Path(peer['file']).name}: {peer['reason']}", highlight=False)

@@ -6,7 +6,7 @@ import shutil
 
 import click
 
-from edgemem.cli.options import json_option, print_json, stdout
+from edgemem.cli.options import json_option, print_json, stdout, table
 
 
 @click.command("boards")
@@ -25,12 +25,15 @@ def command(as_json: bool) -> None:
     if as_json:
         print_json([{**b.model_dump(mode="json"), "compiler_found": shutil.which(b.compiler)} for b in boards])
         return
-    from rich.table import Table
-
-    table = Table("name", "board", "core", "memory", "clock", "compiler")
-    for found in boards:
-        memory = human_bytes(found.ram_bytes) if found.ram_bytes else "–"
-        clock = f"{found.clock_hz / 1e9:.1f} GHz" if found.clock_hz else "–"
-        here = found.compiler if shutil.which(found.compiler) else f"{found.compiler} (missing: make boards)"
-        table.add_row(found.name, found.title, found.core, memory, clock, here)
-    stdout().print(table)
+    rows = [
+        (
+            b.name,
+            b.title,
+            b.core,
+            human_bytes(b.ram_bytes) if b.ram_bytes else "–",
+            f"{b.clock_hz / 1e9:.1f} GHz" if b.clock_hz else "–",
+            "found" if shutil.which(b.compiler) else "make boards",
+        )
+        for b in boards
+    ]
+    stdout().print(table(("name", "board", "core", "memory", "clock", "compiler"), rows, wrap="board"))

@@ -37,6 +37,7 @@ def command(output: Path, as_json: bool) -> None:
     from edgemem.program import load
 
     console = stderr() if as_json else stdout()
+    console.soft_wrap = True
     output.mkdir(parents=True, exist_ok=True)
     file = output / f"{demo.MODEL}.onnx"
     contract = exported(console, demo.MODEL, file)

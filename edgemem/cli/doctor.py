@@ -8,7 +8,7 @@ from importlib import metadata
 
 import click
 
-from edgemem.cli.options import json_option, print_json, stdout
+from edgemem.cli.options import json_option, print_json, stdout, table
 
 # what it is for, package or tool, how it is installed
 PACKAGES = (
@@ -83,9 +83,6 @@ def command(as_json: bool) -> None:
         print_json({"machine": machine, "rows": rows})
         return
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table("for", "name", "found", "install with", title=machine)
-    for row in rows:
-        table.add_row(row["for"], row["name"], row["found"] or "–", escape(row["install"] or ""))
-    stdout().print(table)
+    cells = [(str(row["for"]), str(row["name"]), row["found"] or "–", escape(row["install"] or "")) for row in rows]
+    stdout().print(table(("for", "name", "found", "install with"), cells, wrap="found", title=machine))

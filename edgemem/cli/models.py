@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from edgemem.cli.options import json_option, print_json, stdout
+from edgemem.cli.options import json_option, print_json, stdout, table
 
 
 @click.command("models")
@@ -22,12 +22,10 @@ def command(as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    from rich.table import Table
-
     from edgemem.text import human_bytes
 
-    table = Table("name", "family", "parameters", "state", "chunk", "summary")
-    for row in rows:
-        state = human_bytes(row["state_bytes"])
-        table.add_row(row["name"], row["family"], f"{row['parameters']:,}", state, row["chunk_unit"], row["summary"])
-    stdout().print(table)
+    cells = [
+        (row["name"], f"{row['parameters']:,}", human_bytes(row["state_bytes"]), row["chunk_unit"], row["summary"])
+        for row in rows
+    ]
+    stdout().print(table(("name", "parameters", "state", "chunk", "summary"), cells))

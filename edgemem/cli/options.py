@@ -1,9 +1,10 @@
-"""What the commands share: settings, JSON, consoles."""
+"""What the commands share: settings, JSON, consoles, tables."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -13,7 +14,9 @@ from edgemem.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
+    from rich.table import Table
 
+PIPE_COLUMNS = 200
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -52,10 +55,11 @@ def print_json(value: object) -> None:
 
 
 def stdout() -> Console:
-    """Where results for people go."""
+    """Where results for people go; wide where that is no terminal, so that nothing is cut."""
     from rich.console import Console
 
-    return Console()
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=PIPE_COLUMNS)
 
 
 def stderr() -> Console:
@@ -71,3 +75,15 @@ def progress_bar() -> Progress:
 
     console = stderr()
     return Progress(console=console, transient=True, disable=not console.is_terminal)
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]], wrap: str | None = None, title: str = "") -> Table:
+    """A table without lines; only the column `wrap` (the last if left out) breaks its text, names stay whole."""
+    from rich.table import Column, Table
+
+    wrapped = headers[-1] if wrap is None else wrap
+    columns = [Column(name, no_wrap=name != wrapped, overflow="fold") for name in headers]
+    shown = Table(*columns, box=None, padding=(0, 2, 0, 0), title=title or None, title_justify="left")
+    for row in rows:
+        shown.add_row(*row)
+    return shown

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgemem.cli.options import json_option, print_json, stderr, stdout
+from edgemem.cli.options import json_option, print_json, stderr, stdout, table
 
 
 @click.command("profile")
@@ -31,15 +31,19 @@ def command(file: Path, runtime: str, steps: int, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    from rich.table import Table
-
-    table = Table("µs", "share", "calls", "GB/s", "schedule", "PrimFunc")
-    for row in found["kernels"]:
-        speed = "–" if row["gb_per_s"] is None else f"{row['gb_per_s']:.1f}"
-        cells = (f"{row['us']:.2f}", f"{row['share']:.1%}", str(row["calls"]), speed, row["schedule"], row["primfunc"])
-        table.add_row(*cells)
+    rows = [
+        (
+            f"{row['us']:.2f}",
+            f"{row['share']:.1%}",
+            str(row["calls"]),
+            "–" if row["gb_per_s"] is None else f"{row['gb_per_s']:.1f}",
+            row["schedule"],
+            row["primfunc"],
+        )
+        for row in found["kernels"]
+    ]
     console = stdout()
-    console.print(table)
+    console.print(table(("µs", "share", "calls", "GB/s", "schedule", "PrimFunc"), rows))
     console.print(
         f"{found['total_us']:.2f} µs in {sum(row['calls'] for row in found['kernels'])} calls", highlight=False
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgemem.cli.options import json_option, print_json, stderr, stdout
+from edgemem.cli.options import json_option, print_json, stderr, stdout, table
 
 if TYPE_CHECKING:
     from edgemem.quant import Report
@@ -80,21 +80,20 @@ def share(text: str) -> float:
 
 def show(report: Report, output: Path) -> None:
     """The tensors as a table, then sizes and the error."""
-    from rich.table import Column, Table
-
     from edgemem.text import human_bytes
 
-    table = Table(Column("tensor", overflow="fold"), "shape", "stored as", "bytes", "error")
-    for choice in sorted(report.tensors, key=lambda choice: -choice.bytes_before):
-        table.add_row(
+    rows = [
+        (
             choice.name,
             "×".join(map(str, choice.shape)),
             choice.choice,
             f"{choice.bytes_before:,} → {choice.bytes_after:,}",
             f"{choice.relative_error:.2%}",
         )
+        for choice in sorted(report.tensors, key=lambda choice: -choice.bytes_before)
+    ]
     console, proof = stdout(), report.certificate
-    console.print(table)
+    console.print(table(("tensor", "shape", "stored as", "bytes", "error"), rows, wrap="tensor"))
     if report.state_bytes_after != report.state_bytes_before:
         kept = ", ".join(f"{name} {policy}" for name, policy in report.states.items())
         sizes = f"{human_bytes(report.state_bytes_before)} → {human_bytes(report.state_bytes_after)}"

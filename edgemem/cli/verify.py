@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgemem.cli.options import json_option, print_json, progress_bar, stdout
+from edgemem.cli.options import json_option, print_json, progress_bar, stdout, table
 
 if TYPE_CHECKING:
     from edgemem.verify import Report
@@ -61,11 +61,8 @@ def command(
 
 def show(report: Report) -> None:
     """The stages as a table."""
-    from rich.table import Table
-
-    table = Table("stage", "against", "steps", "largest error", "allowed", "drift / 1000 steps", "")
-    for stage in report.stages:
-        table.add_row(
+    rows = [
+        (
             stage.name,
             stage.reference,
             str(stage.steps),
@@ -74,4 +71,6 @@ def show(report: Report) -> None:
             f"{stage.drift_per_1000_steps:.1e}",
             "holds" if stage.holds else f"FAILS at {stage.first}",
         )
-    stdout().print(table)
+        for stage in report.stages
+    ]
+    stdout().print(table(("stage", "against", "steps", "error", "allowed", "drift / 1000", "verdict"), rows))

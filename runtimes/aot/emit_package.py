@@ -24,7 +24,7 @@ Libs: ${{pcfiledir}}/{source.name}.a
 
 
 def cmake_config(source: Source, front_end: list[str]) -> str:
-    """NAME-config.cmake: targets edgemem::NAME, edgemem::NAME_shared and, of a model of sound, edgemem::NAME_frontend."""
+    """NAME-config.cmake: edgemem::NAME, edgemem::NAME_shared and, of a model of sound, edgemem::NAME_frontend."""
     n = source.name
     folder = "${CMAKE_CURRENT_LIST_DIR}"
     targets = [(n, "STATIC", f"{n}.a"), (f"{n}_shared", "SHARED", f"{n}.so")]
