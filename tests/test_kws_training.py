@@ -371,8 +371,18 @@ def test_the_page_compares_with_the_paper() -> None:
     assert early.measured.startswith("clips 25 % shorter") and "5 % where words lie anywhere" in early.measured
     assert early.verdict.startswith("short by a factor of 1.3:")
     assert spiking.verdict == "comparable" and "0.25 spikes per neuron and row" in spiking.measured
+    assert "10 steps with a recipe before the present one" in section.text
     assert "about the same processor time, 1.0 to 4.0 minutes" in section.text
     assert [row[0] for row in section.tables[2].rows] == [f"`{name}`" for name in result()["compared"]]
+
+
+def test_card_and_page_say_which_recipe_made_a_model() -> None:
+    shipped = card.entries_of(RESULTS / "kws.json")["kws-lmuformer"]
+    old, new = ({**shipped, "training": {**shipped["training"], **more}} for more in ({}, {"sequences": 9}))
+    old["training"].pop("sequences", None)
+    said = "a recipe before the"
+    assert said in card.card(old) and said not in card.card(new)
+    assert said in page.origin(old) and said not in page.origin(new)
 
 
 def test_the_page_says_what_falls_short() -> None:

@@ -80,5 +80,6 @@ MODELS = (
         summary="Keyword spotter on 16 kHz audio: streaming audio-spectrogram Transformer over the last second",
         config=KWSTransformerConfig,
         build=KWSTransformer,
+        checkpoint="kws-transformer.safetensors",
     ),
 )

@@ -108,6 +108,9 @@ def run(names: Sequence[str], folder: Path, options: argparse.Namespace) -> None
         ships = name == "shipped"
         model_name = SHIPPED if ships else name
         checkpoint = place(model_name, ships, folder, options.quick)
+        if options.evaluate and not checkpoint.is_file():
+            print(f"{name}  left as it was: {checkpoint} is not there", flush=True)
+            continue
         history: dict[str, Any] = {}
         if not options.evaluate:
             steps = options.steps or (SHIPPED_STEPS if ships else COMPARED[name])

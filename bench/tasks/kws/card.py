@@ -16,9 +16,10 @@ KINDS = {
     "kws-lmuformer": "A causal LMUFormer (Liu et al., 2024)",
     "kws-spiking-lmuformer": "A causal spiking LMUFormer (Liu et al., 2024)",
     "kws-gru": "Two gated recurrent layers (Cho et al., 2014)",
-    "kws-transformer": "A streaming audio-spectrogram Transformer (after Gong et al., 2021)",
+    "kws-transformer": "A streaming spectrogram Transformer (after Gong et al., 2021)",
 }
 SHIPPED = "kws-lmuformer"
+SECONDS_PER_ROW = 0.02
 RECORDED_VOICES = 4  # of flite; one person twice
 LEVELS = {"clean": "clean", "10db": "noise 10 dB below the word", "0db": "noise as loud as the word"}
 
@@ -36,8 +37,9 @@ def card(entry: dict[str, Any]) -> str:
     return f"""# {entry["model"]}
 
 Spots ten English words in 16 kHz audio as it comes: yes, no, up, down, left, right, on, off, stop, go; any other
-word is `unknown`, no word is `silence`. {KINDS[entry["model"]]} of {entry["parameters"]:,} parameters:
-logits for every 20 ms, no look-ahead, {entry["state_bytes"]:,} bytes of state,
+word is `unknown`, no word is `silence`. {KINDS[entry["model"]]}
+of {entry["parameters"]:,} parameters: logits for every 20 ms, {timing(entry)},
+{entry["state_bytes"]:,} bytes of state,
 {entry["macs_per_second_of_audio"] / 1e6:.1f} million multiply-accumulates per second of audio.
 
 ## Trained on synthetic speech only
@@ -46,7 +48,7 @@ All {training["words"]:,} words were spoken by the synthesisers espeak-ng (forma
 eight accents) and flite (joined from recordings of an American man, an American woman and a Scotsman). No person was
 recorded for it. Words were strung together with pauses, echoes, microphone colouring and noise (white, pink, brown,
 hum, clicks, tones, babble) from 25 dB down to -5 dB.
-Training took {training["recipe"]["steps"]:,} steps{budget(entry)}.
+Training took {training["recipe"]["steps"]:,} steps{budget(entry)}.{origin(entry)}
 
 So expect it to be worse on people than the numbers below, most of all on children, on accents that are not in it, and
 on spontaneous speech. It is a demonstration and a test case; it is not fit for safety or access control.
@@ -75,11 +77,31 @@ Listening without an end, half of the words being no keywords, noise from 25 to 
 """
 
 
+def timing(entry: dict[str, Any]) -> str:
+    """When a model gives its rows."""
+    if entry["seconds_per_step"] <= SECONDS_PER_ROW:
+        return "no look-ahead"
+    return f"given and attended to in segments of {1000 * entry['seconds_per_step']:.0f} ms"
+
+
 def budget(entry: dict[str, Any]) -> str:
     """What to expect of a model that was trained for comparison alone."""
     if entry["model"] == SHIPPED:
         return ""
     return f", {entry['training']['processor_minutes']:.1f} minutes of one core: enough to compare, not to use"
+
+
+def origin(entry: dict[str, Any]) -> str:
+    """Which recipe made a model, where it is not the one in `bench/tasks/kws`."""
+    if not earlier(entry["training"]):
+        return ""
+    return """ It comes from a recipe before the one in `bench/tasks/kws`, with fewer voices;
+`python -m bench.tasks.kws --model shipped` trains it anew, with the present one."""
+
+
+def earlier(training: dict[str, Any]) -> bool:
+    """Whether a model was trained before there was a pool of composed sequences."""
+    return "sequences" not in training
 
 
 def write(entries: dict[str, dict[str, Any]]) -> list[Path]:
