@@ -51,7 +51,7 @@ class Evaluation:
 def evaluate(
     model: str | Path,
     name: str,
-    runtime: str = "ort",
+    runtime: str | None = None,
     threads: int = 1,
     limit: int | None = None,
     tick: Tick = quiet,
@@ -59,8 +59,9 @@ def evaluate(
     """Judge `model`, a name from `edgemem models` or a file, by the task `name`.
 
     A zoo model is built with its shipped weights (random ones where none ship) and run by torch; a file is run by
-    `runtime`. `limit` takes only that many items of the excerpt. Where a zoo model ships in several forms and none is
-    its default, each is judged: the value is their mean, the state that of the largest, and the weights those of all.
+    `runtime`, by default `ort`, or `aot` for a compiled folder. `limit` takes only that many items of the excerpt.
+    Where a zoo model ships in several forms and none is its default, each is judged: the value is their mean, the state
+    that of the largest, and the weights those of all.
 
     Raises:
         UsageError: unknown task or runtime.
@@ -106,7 +107,7 @@ def is_file(model: str | Path) -> bool:
 
 
 def program_of(
-    model: str | Path, runtime: str = "ort", threads: int = 1, settings: Mapping[str, object] | None = None
+    model: str | Path, runtime: str | None = None, threads: int = 1, settings: Mapping[str, object] | None = None
 ) -> Program:
     """A file in its runtime, or a model of the zoo at its `settings` in torch."""
     if is_file(model):

@@ -125,6 +125,16 @@ def test_a_file_errs_where_its_torch_module_errs(recogniser: Path) -> None:
     assert module.state_bytes == file.state_bytes and heard == sorted(heard) and heard[-1] == 1.0
 
 
+def test_a_compiled_folder_errs_where_its_file_errs(recogniser: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
+    runner, folder = CliRunner(), tmp_path / "c"
+    done = runner.invoke(cli, ["compile", str(recogniser), "-o", str(folder)])
+    assert done.exit_code == 0, done.output
+    told = json.loads(runner.invoke(cli, ["eval", str(folder), "--task", "words", "--limit", "6", "--json"]).stdout)
+    assert told["runtime"] == "aot"
+    assert told["details"] == evaluate(recogniser, "words", limit=6).score.details
+
+
 def test_errors_of_the_excerpt_are_counted(recogniser: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = load(recogniser)
     monkeypatch.setattr(words, "transcript", lambda rows, labels: ())

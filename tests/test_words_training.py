@@ -130,32 +130,30 @@ def test_streaming_a_file_hears_what_the_module_hears(toy: WordSet, tmp_path: Pa
 # --- the results page --------------------------------------------------------------------------------------------
 
 
-def row(model: str, rate: float, checkpoint_bytes: int, **config: int) -> dict[str, Any]:
-    """A model as the result file has it."""
-    levels = {
-        level: {
-            "token_error_rate": rate,
-            "words": 2000,
-            "strings": 700,
-            "by_voice": {"a": rate},
-            "latency_seconds": {"median": 0.1, "p95": 0.2},
-        }
-        for level in ("clean", "10db", "0db")
+def row(model: str, rates: tuple[float, ...], checkpoint_bytes: int, **config: int) -> dict[str, Any]:
+    """A model as the result file has it; `rates` are by voice."""
+    level = {
+        "token_error_rate": sum(rates) / len(rates),
+        "words": 2000,
+        "strings": 700,
+        "by_voice": {f"voice{index}": rate for index, rate in enumerate(rates)},
+        "latency_seconds": {"median": 0.1, "p95": 0.2},
     }
     return {
         "model": model,
         "seed": 0,
-        "levels": levels,
-        "streams": {"token_error_rate": rate},
+        "levels": dict.fromkeys(page.LEVELS, level),
+        "streams": {"token_error_rate": level["token_error_rate"]},
         "parameters": checkpoint_bytes // 2,
         "checkpoint_bytes": checkpoint_bytes,
         "macs_per_step": 1000,
         "recipe": {"short_steps": 1, "steps": 2, "batch": 3},
         "config": {"layers": 4, "width": 128, "fold": 2, "ffn_fold": 0, **config},
+        "course": [{"step": 3, "loss": 1.0, "validation": 0.25, "cpu_minutes": 7.0}],
     }
 
 
-def result(*rates: float) -> dict[str, Any]:
+def result(*rates: tuple[float, ...]) -> dict[str, Any]:
     """Without folding, attention folded, all folded."""
     rows = [
         row("n1", rates[0], 100_000, fold=1),
@@ -166,22 +164,40 @@ def result(*rates: float) -> dict[str, Any]:
     return {"rows": rows, "step": step, "seconds_per_step": 0.36, "look_ahead_seconds": 0.06}
 
 
+BASE = (0.04, 0.06)
+
+
 def test_the_page_tells_what_was_reached_and_what_was_missed() -> None:
-    (claim,) = page.section(result(0.05, 0.051, 0.09)).claims
-    assert "`n2-attention`: 24 % smaller, token errors 5.0 % to 5.1 %, 1.00 times" in claim.measured
-    alike, worse = claim.verdict.split("; ")
-    assert alike == "`n2-attention`: saves as much as the paper, accuracy alike within the scatter of 1.4 points"
-    assert worse == "`n2-wide`: saves less than the paper, but 4.0 points more errors, beyond the scatter of 1.4"
-    assert "2.0 points fewer errors" in page.section(result(0.05, 0.03, 0.09)).claims[0].verdict
+    (claim,) = page.section(result(BASE, (0.05, 0.052), (0.08, 0.10))).claims
+    assert "`n2-attention`: 24 % smaller (100,000 to 76,000 bytes), token errors 5.0 % to 5.1 % clean" in claim.measured
+    assert "last word known after 0.10 s to 0.10 s, 1.00 times the multiply-accumulates" in claim.measured
+    attention, wide = claim.verdict.split("; `n2-wide`: ")
+    alike = "saves as much as the paper; accuracy alike clean and at 10 dB and at 0 dB; +0.1 ± 1.8 clean"
+    assert attention.startswith(f"`n2-attention`: {alike}") and "training" not in attention
+    worse = "saves less than the paper; more errors than without folding clean and at 10 dB and at 0 dB; +4.0 ± 0.0"
+    assert (
+        wide.startswith(worse) and "fits its training strings as well (training loss at the end 1.00 to 1.00)" in wide
+    )
+    assert "fewer errors" in page.section(result(BASE, (0.01, 0.03), BASE)).claims[0].verdict
 
 
-def test_the_table_says_what_is_folded() -> None:
-    (table,) = page.section(result(0.05, 0.05, 0.05)).tables
-    assert [cells[1] for cells in table.rows] == ["1", "2 (attention)", "2"]
-    assert all(len(cells) == len(table.heads) for cells in table.rows)
+def test_levels_that_differ_are_told_apart() -> None:
+    found = result(BASE, BASE, BASE)
+    found["rows"][1]["levels"]["10db"] = row("n2-attention", (0.08, 0.10), 76_000)["levels"]["10db"]
+    found["rows"][1]["course"][-1]["loss"] = 2.0
+    attention = page.section(found).claims[0].verdict.split("; `n2-wide`: ")[0]
+    assert "more errors than without folding at 10 dB; accuracy alike clean and at 0 dB" in attention
+    assert attention.endswith("it fits its training strings less well too (training loss at the end 1.00 to 2.00)")
+
+
+def test_the_tables_say_what_is_folded_and_how_it_learned() -> None:
+    factors, course = page.section(result(BASE, BASE, BASE)).tables
+    assert [cells[1] for cells in factors.rows] == ["1", "2 (attention)", "2"]
+    assert course.rows[0] == ["n1", "25.0 %", "7"]
+    assert all(len(cells) == len(table.heads) for table in (factors, course) for cells in table.rows)
 
 
 def test_a_missing_model_is_left_out() -> None:
-    found = result(0.05, 0.05, 0.05)
+    found = result(BASE, BASE, BASE)
     found["rows"] = [found["rows"][0], found["rows"][2]]
     assert "n2-attention" not in page.section(found).claims[0].measured

@@ -18,7 +18,7 @@ from edgemem.export import to_onnx
 from edgemem.models import build_model
 from edgemem.program import load
 
-HEAD = "model      seed  fold  width  parameters      bytes     clean     10 dB      0 dB   known after"
+HEAD = "model         seed  fold  width  parameters      bytes     clean     10 dB      0 dB   known after"
 LEVELS = ("clean", "10db", "0db")
 ROUNDS, CALLS = 15, 60  # of the timing
 
@@ -28,7 +28,7 @@ def line(found: Mapping[str, Any]) -> str:
     config, wait = found["config"], found["levels"]["clean"]["latency_seconds"]["median"]
     rates = [found["levels"][level]["token_error_rate"] for level in LEVELS]
     return (
-        f"{found['model']:9}{found['seed']:6}{config['fold']:6}{config['width']:7}{found['parameters']:12,}"
+        f"{found['model']:12}{found['seed']:6}{config['fold']:6}{config['width']:7}{found['parameters']:12,}"
         f"{found['checkpoint_bytes']:11,}"
         + "".join(f"{100 * rate:8.2f} %" for rate in rates)
         + (f"{wait:12.2f} s" if wait is not None else "           -")
@@ -105,8 +105,7 @@ def picture(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.scatter(sizes, rates, marker=marker, label={"clean": "clean"}.get(level, f"noise at {level[:-2]} dB"))
     for row in rows:
         at = (row["checkpoint_bytes"] / 1e6, 100 * row["levels"]["clean"]["token_error_rate"])
-        text = f"N={row['config']['fold']}, width {row['config']['width']}"
-        axes.annotate(text, at, xytext=(4, -11), textcoords="offset points", fontsize=8)
+        axes.annotate(row["model"], at, xytext=(0, -13), textcoords="offset points", fontsize=8, ha="center")
     axes.set(xlabel="megabytes of weights (float16)", ylabel="token errors, %", xscale="log")
     axes.set_ylim(bottom=0)
     axes.legend()
