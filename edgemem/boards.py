@@ -8,7 +8,17 @@ features = ["+neon"]                LLVM's names of what the core has beyond its
 vector_bits = 128                   width of a SIMD register, 0 where there are none
 compiler = "aarch64-linux-gnu-gcc"  C compiler for the generated driver, with `compiler_flags`
 emulator = ["qemu-aarch64", ...]    command that runs a program of the board on this machine
-ram_bytes = 1_073_741_824           what a program may use, where there is a limit; `flash_bytes` likewise
+ram_bytes = 1_073_741_824           what a program may use, where there is a limit
+
+A `bare` board has firmware, so its file says more:
+
+flash_origin, flash_bytes           where code and weights lie; `flash_data_origin` where loads see it elsewhere
+ram_origin, ram_bytes               where state, arena and stack lie
+flash_driver, flash_page_bytes      how firmware writes flash, and what is erased at once, where it can
+boot = "vectors"                    what the core starts from, see `Boot`
+emulated_hz = 25_000_000            ticks a second of the counter that firmware reads, under the emulator
+source = "..."                      the document that these facts are from
+[console]                           where text and the link to a host go, see `Console`
 """
 
 from __future__ import annotations
@@ -18,16 +28,64 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from edgemem.errors import ConfigError
 from edgemem.text import nearest
 
+Boot = Literal["vectors", "rp2040", "rp2350", "riscv", "esp32c3"]
+BARE_FIELDS = ("triple", "vector_bits", "vector_registers", "clock_hz", "flash_origin", "flash_bytes", "ram_origin",
+               "ram_bytes", "boot", "source", "console")  # fmt: skip
 
-class Board(BaseModel):
-    """One board; see the module docstring for the fields."""
+
+class Strict(BaseModel):
+    """No unknown fields, no conversions."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Write(Strict):
+    """A register at start-up: bits to clear, then to set, then to wait for."""
+
+    at: int
+    clear: int = 0xFFFF_FFFF
+    set: int
+    wait: int = 0
+
+
+class Lane(Strict):
+    """One direction of a UART: a byte passes `data` when the bits of `mask` in `status` are `set` or `clear`.
+
+    `event`: the status is an event that the program clears by writing 0.
+    """
+
+    data: int
+    status: int
+    mask: int
+    ready: Literal["set", "clear"]
+    event: bool = False
+
+
+class Console(Strict):
+    """`semihosting`: the debugger's (or the emulator's) files; `uart`: registers of `width` bits."""
+
+    kind: Literal["semihosting", "uart"]
+    baud: int | None = None
+    width: Literal[8, 32] = 32
+    transmit: Lane | None = None
+    receive: Lane | None = None
+
+    @model_validator(mode="after")
+    def complete(self) -> Console:
+        if self.kind == "uart" and (self.transmit is None or self.receive is None or self.baud is None):
+            raise ValueError("a uart needs baud, transmit and receive")
+        if self.kind == "semihosting" and (self.transmit is not None or self.receive is not None):
+            raise ValueError("semihosting has no registers; leave transmit and receive out")
+        return self
+
+
+class Board(Strict):
+    """One board; see the module docstring for the fields."""
 
     name: str
     title: str
@@ -41,16 +99,65 @@ class Board(BaseModel):
     vector_registers: int | None = None
     clock_hz: int | None = None
     ram_bytes: int | None = None
+    ram_origin: int | None = None
     flash_bytes: int | None = None
+    flash_origin: int | None = None
+    flash_data_origin: int | None = None
+    flash_driver: Literal["ram", "nrf"] | None = None  # how firmware writes it, where it can
+    flash_page_bytes: int | None = None  # what is erased at once
+    boot: Boot | None = None
+    setup: list[Write] = []  # registers of clocks, pins and the UART, in order
+    console: Console | None = None
     compiler: str
     compiler_flags: list[str] = []
     emulator: list[str] = []
+    emulated_hz: int | None = None
     runtime: Literal["aot"]
+    source: str | None = None
+
+    @model_validator(mode="after")
+    def consistent(self) -> Board:
+        """Refuse fields that are missing for the board's kind, or that contradict one another."""
+        if self.kind == "bare":
+            missing = [name for name in BARE_FIELDS if getattr(self, name) is None]
+            if missing:
+                raise ValueError(f"a bare board needs {', '.join(missing)}")
+            check_memory(self)
+            if (self.flash_driver is None) != (self.flash_page_bytes is None):
+                raise ValueError("flash_driver and flash_page_bytes come together")
+        elif self.boot is not None or self.console is not None or self.flash_origin is not None:
+            raise ValueError("boot, console and flash_origin are of bare boards; this one is linux")
+        for flag in self.compiler_flags:
+            check_flag(flag, self)
+        return self
 
     @property
     def is_host(self) -> bool:
         """Whether programs of this board run here as they are."""
         return self.core == "native"
+
+
+def check_memory(board: Board) -> None:
+    """Refuse memory that has no bytes, overlaps, or lies beyond 32 bits."""
+    flash = span(board.flash_origin, board.flash_bytes, "flash")
+    ram = span(board.ram_origin, board.ram_bytes, "ram")
+    if flash.start < ram.stop and ram.start < flash.stop:
+        raise ValueError(f"flash {flash.start:#x} to {flash.stop:#x} and ram {ram.start:#x} to {ram.stop:#x} overlap")
+
+
+def span(origin: int | None, count: int | None, what: str) -> range:
+    assert origin is not None and count is not None
+    if origin < 0 or count <= 0 or origin + count > 1 << 32:
+        raise ValueError(f"{what}_origin {origin:#x} and {what}_bytes {count} are no memory of a 32-bit core")
+    return range(origin, origin + count)
+
+
+def check_flag(flag: str, board: Board) -> None:
+    """Refuse a compiler flag for another core or another way to pass floats than the board says."""
+    wanted = {"-mcpu=": board.core, "-mfloat-abi=": board.float_abi, "-mabi=": board.abi}
+    for prefix, value in wanted.items():
+        if flag.startswith(prefix) and value is not None and flag.removeprefix(prefix) != value:
+            raise ValueError(f"compiler_flags has {flag}, and the board says {value}")
 
 
 def names() -> list[str]:
@@ -94,6 +201,8 @@ def parsed(name: str, text: str) -> Board:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "value_error":  # of fields together, not of one
+            raise ConfigError(f"board {name}{', ' if where else ''}{where}: {first['ctx']['error']}") from error
         raise ConfigError(f"board {name}, field {where}: {first['msg']} (got {first['input']!r})") from error
     if found.name != name:
         raise ConfigError(f"board {name}: its file says name = {found.name!r}; file and name must agree")

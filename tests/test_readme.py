@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,10 @@ def test_the_shell_examples_run_in_order(tmp_path: Path) -> None:
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m edgemem "$@"\n')
     command.chmod(0o755)
     environment = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}"}
+    firmware = all(shutil.which(tool) for tool in ("arm-none-eabi-gcc", "qemu-system-arm", "make"))
     for example in examples("sh"):
+        if "mps2_" in example and not firmware:
+            continue  # make boards installs what it needs; test_firmware.py says so
         done = subprocess.run(
             ["sh", "-e", "-c", example], cwd=tmp_path, env=environment, capture_output=True, text=True
         )

@@ -22,12 +22,16 @@ from edgemem.cli.options import json_option, print_json, stderr
 @click.option("--name", help="Prefix of the C functions; the model's name if left out.")
 @json_option
 def command(file: Path, board: str, output: Path, name: str | None, as_json: bool) -> None:
-    """Compile FILE for a board into a C library that needs no Python, no TVM and no heap where it runs.
+    """Compile FILE for a board into C that needs no Python, no TVM and no heap where it runs.
+
+    For a board with an operating system that is a library, for a microcontroller a firmware project with its image:
+    `make` in it builds it again, and the self-test says PASS on the board's console.
 
     \b
     edgemem compile r.onnx --board host -o build/
     edgemem run build/ --input tokens.npy
     edgemem compile k.onnx --board rpi4 -o build/rpi4 --json
+    edgemem compile k.onnx --board nucleo_f446re -o fw/
     """
     from edgemem.boards import board as described
     from edgemem.runtimes.aot.compiler import compile_model
@@ -52,6 +56,12 @@ def command(file: Path, board: str, output: Path, name: str | None, as_json: boo
     )
     for line in product_lines(manifest["products"]):
         stderr().print(line, highlight=False)
+    if "budget" in manifest:
+        weights = manifest["budget"]
+        for what in ("flash", "ram"):
+            parts = ", ".join(f"{k.replace('_', ' ')} {human_bytes(v)}" for k, v in weights["linked"][what].items())
+            took, there = weights[f"{what}_bytes"]["linked"], weights["board"][f"{what}_bytes"]
+            stderr().print(f"{what}: {human_bytes(took)} of {human_bytes(there)} ({parts})", highlight=False)
 
 
 def product_lines(products: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgemem.cli.options import json_option, print_json, progress_bar, stdout, table
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from edgemem.program import Program
+    from edgemem.runtimes.firmware.proof import Proof
     from edgemem.verify import Report
 
 
@@ -36,6 +41,10 @@ def command(
     edgemem verify r.onnx --steps 10000
     edgemem verify r.onnx --runtime ort --runtime aot --board rpi4 --board visionfive2
     edgemem verify q.onnx --reference r.onnx --json
+    edgemem verify k.onnx --board mps2_an386 --board mps2_an500 --steps 200 --json
+
+    For a microcontroller, JSON also says whether a free run gives the very bytes of the program compiled for this
+    machine (byte_equal), and the instructions of a step that its emulator counts (instructions_per_step).
     """
     from edgemem.errors import CheckFailed
     from edgemem.program import load
@@ -43,20 +52,49 @@ def command(
 
     programs = {name: load(file, runtime="aot", board=name) for name in boards}
     with progress_bar() as progress:
-        task = progress.add_task("comparing", total=steps * (len(runtimes) + len(boards)))
+        task = progress.add_task("comparing", total=steps * (len(runtimes) + 2 * len(boards)))
         report = verify(
             file, steps, runtimes, reference, programs=programs, seed=seed, tick=lambda: progress.advance(task)
         )
+        proofs = firmware_proofs(file, programs, steps, seed, lambda: progress.advance(task))
     if as_json:
-        print_json(report.to_json())
+        print_json(with_proofs(report, proofs))
     else:
         show(report)
+        for name, proof in proofs.items():
+            bytes_are = "the bytes of this machine" if proof.byte_equal else f"first {proof.first_difference}"
+            stdout().print(f"{name}: {proof.instructions_per_step:,.0f} instructions a step; {bytes_are}")
     if not report.ok:
         broken = next(stage for stage in report.stages if not stage.holds)
         raise CheckFailed(
             f"{file}: stage {broken.name} differs from {broken.reference} by {broken.max_abs_error:.2e}, "
             f"{broken.tolerance:.2e} is allowed; first at {broken.first}"
         )
+
+
+def firmware_proofs(
+    file: Path, programs: Mapping[str, Program], steps: int, seed: int, tick: Callable[[], None]
+) -> dict[str, Proof]:
+    """What there is to say of the programs that are firmware, by board."""
+    from edgemem.program import load
+    from edgemem.runtimes.firmware.emulator import BoardProgram
+    from edgemem.runtimes.firmware.proof import proof
+
+    boards = {name: program for name, program in programs.items() if isinstance(program, BoardProgram)}
+    if not boards:
+        return {}
+    host = load(file, runtime="aot")
+    return {name: proof(program, host, steps, seed, tick) for name, program in boards.items()}
+
+
+def with_proofs(report: Report, proofs: Mapping[str, Proof]) -> dict[str, Any]:
+    """The report as JSON; of microcontrollers also equality of bytes, and instructions by board."""
+    found = report.to_json()
+    if proofs:
+        found["byte_equal"] = all(proof.byte_equal for proof in proofs.values())
+        found["instructions_per_step"] = {name: proof.instructions_per_step for name, proof in proofs.items()}
+        found["boards"] = {name: asdict(proof) for name, proof in proofs.items()}
+    return found
 
 
 def show(report: Report) -> None:

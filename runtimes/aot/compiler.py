@@ -84,13 +84,16 @@ class Kernels:
             self.answers[kernel, read, written] = elementwise(self.functions[kernel], read, written)
         return self.answers[kernel, read, written]
 
-    def object_file(self, path: Path) -> None:
-        """All kernels as one object."""
+    def built(self) -> Any:
+        """All kernels as one module of LLVM."""
         import tvm
 
         module = tvm.IRModule({v.symbol: v.lowered.function for v in self.variants.values()})
-        built = tvm.get_global_func("target.build.llvm")(module, self.machine.target)
-        built.write_to_file(str(path), "o")
+        return tvm.get_global_func("target.build.llvm")(module, self.machine.target)
+
+    def object_file(self, path: Path) -> None:
+        """All kernels as one object."""
+        self.built().write_to_file(str(path), "o")
 
 
 def compile_model(
@@ -112,7 +115,47 @@ def compile_model(
     require_tvm()
     target_folder = Path(output)
     check_output(target_folder)
+    if board.kind == "bare":
+        from edgemem.runtimes.firmware.writer import write_firmware
+
+        return write_firmware(Path(path), board, target_folder, name, progress)
     tools = toolchain(board)
+    program = generated(Path(path), board, name, progress)
+    check_budget(board, program.model.contract.model.name, program.source)
+    with tempfile.TemporaryDirectory(prefix=".edgemem-", dir=existing_parent(target_folder)) as folder:
+        progress("generating code")
+        build(Path(folder), program.source, program.blob, program.kernels, tools)
+        manifest = manifest_of(Path(folder), program.model, board, program.source, program.kernels, tools)
+        manifest["products"] = program.products
+        write_manifest(Path(folder), manifest)
+        install(Path(folder), target_folder)
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """`manifest.json` of a finished build."""
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A model as source text, weights and kernels, before any of it is written."""
+
+    model: modelfile.ModelFile
+    source: emit.Source
+    blob: bytes
+    kernels: Kernels
+    products: list[dict[str, Any]]  # which kernel computes each product of the model, and why no better one
+
+
+def generated(
+    path: Path, board: Board, name: str | None = None, progress: Callable[[str], None] = lambda stage: None
+) -> Generated:
+    """Import, fuse, schedule and place a model for a board.
+
+    Raises:
+        ModelFileError, ContractError: the file is not a model, or has an operator without a kernel.
+    """
     model = modelfile.open_model(path)
     name = emit.identifier(name or model.contract.model.name).lower()
     ranges = {port.name: port.range for port in model.contract.inputs if port.range is not None}
@@ -124,18 +167,9 @@ def compile_model(
         graph = graph_of(legalized(folded(found.module, ranges), target, ranges), found.inputs, found.outputs)
     kernels = Kernels(name, graph.functions, target)
     progress("scheduling")
-    plan = planned(graph, model.contract, kernels.elementwise, kernels.work_bytes)
+    plan = planned(graph, model.contract, kernels.elementwise, kernels.work_bytes, target.alignment)
     source, blob = source_of(name, model, graph, plan, kernels)
-    check_budget(board, model.contract.model.name, source)
-    with tempfile.TemporaryDirectory(prefix=".edgemem-", dir=existing_parent(target_folder)) as folder:
-        progress("generating code")
-        build(Path(folder), source, blob, kernels, tools)
-        manifest = manifest_of(Path(folder), model, board, source, kernels, tools)
-        manifest["products"] = [asdict(product) for product in found.products]
-        text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
-        (Path(folder) / MANIFEST).write_text(text)
-        install(Path(folder), target_folder)
-    return manifest
+    return Generated(model, source, blob, kernels, [asdict(product) for product in found.products])
 
 
 def check_output(folder: Path) -> None:
@@ -172,8 +206,8 @@ def source_of(
         if isinstance(state.start, str):
             offsets[state.name] = len(blob)
             data = starts[state.name].tobytes()
-            blob += data + bytes(aligned(len(data)) - len(data))
-    blob = blob or bytearray(64)
+            blob += data + bytes(aligned(len(data), plan.alignment) - len(data))
+    blob = blob or bytearray(plan.alignment)
     symbols = [
         emit.Kernel(
             (variant := kernels.variant(placed.call.kernel, placed.shared)).symbol,
@@ -223,14 +257,7 @@ def check_budget(board: Board, model: str, source: emit.Source) -> None:
     Raises:
         BudgetError: with what is needed, what there is, and what would help.
     """
-    ram = source.plan.state_bytes + source.plan.arena_bytes
-    if board.kind == "linux":
-        ram += source.weight_bytes
-    elif board.flash_bytes is not None and source.weight_bytes > board.flash_bytes:
-        raise BudgetError(
-            f"{model} does not fit {board.name}: {human_bytes(source.weight_bytes)} of weights, "
-            f"{human_bytes(board.flash_bytes)} of flash. Quantize the model, or take a smaller one."
-        )
+    ram = source.plan.state_bytes + source.plan.arena_bytes + source.weight_bytes
     if board.ram_bytes is not None and ram > board.ram_bytes:
         raise BudgetError(
             f"{model} does not fit {board.name}: {human_bytes(ram)} of memory needed, "
@@ -246,7 +273,7 @@ def build(folder: Path, source: emit.Source, blob: bytes, kernels: Kernels, tool
     (folder / f"{n}.h").write_text(emit.header(source))
     (folder / f"{n}.c").write_text(emit.driver(source))
     (folder / f"{n}_weights.bin").write_bytes(blob)
-    (folder / f"{n}_weights.S").write_text(emit.weights_text(n))
+    (folder / f"{n}_weights.S").write_text(emit.weights_text(n, source.plan.alignment))
     (folder / "exports.map").write_text(f"{{ global: {n}_reset; {n}_step; {n}_step_bound; {n}_finite; {n}_state; "
                                         f"{n}_check; local: *; }};\n")  # fmt: skip
     kernels.object_file(folder / f"{n}_kernels.o")

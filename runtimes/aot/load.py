@@ -154,6 +154,12 @@ def load_folder(folder: Path) -> Program:
     """
     manifest = read_manifest(folder)
     contract = contracts.decode(json.dumps(manifest["contract"]))
+    if manifest["board"].get("kind") == "bare":
+        from edgemem.runtimes.firmware.build import IMAGE
+        from edgemem.runtimes.firmware.emulator import board_program
+
+        check_file(folder / IMAGE, manifest)
+        return board_program(folder, manifest, contract)
     if manifest["board"].get("core") != "native":
         from edgemem.runtimes.aot.remote import PROGRAM, remote_program
 

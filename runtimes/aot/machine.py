@@ -6,19 +6,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgemem.errors import ConfigError
+from edgemem.runtimes.aot.plan import ALIGNMENT
 from edgemem.text import first_line
 
 if TYPE_CHECKING:
     from edgemem.boards import Board
 
+BARE_ALIGNMENT = 16  # what TVM's code promises of a buffer whose vectors have 128 bits, the widest of a microcontroller
+
 
 @dataclass(frozen=True)
 class Machine:
-    """`lanes` float32 per vector register (1 where there are none), `registers` of them."""
+    """`lanes` float32 per vector register (1 where there are none), `registers` of them; `alignment` of buffers."""
 
     target: Any
     lanes: int
     registers: int
+    alignment: int = ALIGNMENT
 
 
 def machine(board: Board) -> Machine:
@@ -40,8 +44,10 @@ def machine(board: Board) -> Machine:
     described |= {"mattr": board.features} if board.features else {}
     described |= {"mabi": board.abi} if board.abi else {}
     described |= {"mfloat-abi": board.float_abi} if board.float_abi else {}
+    described |= {"vector-width": BARE_ALIGNMENT * 8} if board.kind == "bare" else {}
     try:
         target = Target(described)
     except Exception as error:  # TVM raises plain errors of its own kind
         raise ConfigError(f"board {board.name}: LLVM refuses {described}: {first_line(error)}") from error
-    return Machine(target, max(1, board.vector_bits // 32), board.vector_registers)
+    alignment = BARE_ALIGNMENT if board.kind == "bare" else ALIGNMENT
+    return Machine(target, max(1, board.vector_bits // 32), board.vector_registers, alignment)

@@ -5,7 +5,7 @@
     arena     everything between: tensors that do not live at the same time share bytes
 
 A state is written in place when nothing reads its old value afterwards, or when the kernel that writes it reads only
-the element that it writes. Offsets are multiples of 64 bytes.
+the element that it writes. Offsets are multiples of the machine's alignment.
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ from dataclasses import dataclass
 from edgemem.contract import Contract
 from edgemem.runtimes.aot.graph import Call, Graph, Tensor
 
-ALIGNMENT = 64
-HEADER_BYTES = 64  # of a state block: which model it belongs to, and whose turn it is
+ALIGNMENT = 64  # of machines with caches; a machine may say otherwise
+HEADER_BYTES = 16  # of a state block: which model it belongs to, and whose turn it is
+
+
+Key = tuple[str, int, int]  # what it is, its tensor's number or its call's, which of the call's
+Request = tuple[int, int, int, Key]  # first call, last call, bytes, what for
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,12 @@ class Plan:
     state_bytes: int
     arena_bytes: int
     arena_lower_bound_bytes: int
+    alignment: int
+    requests: tuple[Request, ...]
 
 
-def aligned(count: int) -> int:
-    return -(-count // ALIGNMENT) * ALIGNMENT
+def aligned(count: int, alignment: int) -> int:
+    return -(-count // alignment) * alignment
 
 
 def planned(
@@ -70,6 +76,7 @@ def planned(
     contract: Contract,
     elementwise: Callable[[str, int, int], bool],
     work_bytes: Callable[[str, tuple[tuple[int, int], ...]], Sequence[int]],
+    alignment: int = ALIGNMENT,
 ) -> Plan:
     """Place everything.
 
@@ -79,15 +86,15 @@ def planned(
     states = {state.name: graph.inputs[state.input] for state in contract.states}
     direct = directly_written(graph, contract)
     shared, in_place = in_place_states(graph, states, direct, elementwise)
-    placed_states, state_bytes = state_slots(states, in_place)
+    placed_states, state_bytes = state_slots(states, in_place, alignment)
     calls = [(call, shared.get(index, ())) for index, call in enumerate(graph.calls)]
     works = [tuple(work_bytes(call.kernel, pairs)) for call, pairs in calls]
     lives = lifetimes(graph, {tensor.number for tensor in direct.values()})
     requests = [(start, end, tensor.nbytes, ("tensor", tensor.number, 0)) for tensor, (start, end) in lives.items()]
     for index, sizes in enumerate(works):
         requests += [(index, index, size, ("work", index, place)) for place, size in enumerate(sizes)]
-    arena, arena_bytes = packed(requests)
-    weights, weight_bytes = weight_slots(graph)
+    arena, arena_bytes = packed(requests, alignment)
+    weights, weight_bytes = weight_slots(graph, alignment)
     return Plan(
         calls=tuple(
             Placed(call, pairs, tuple(arena["work", index, place] for place in range(len(works[index]))))
@@ -99,8 +106,10 @@ def planned(
         arena={number: slot for (kind, number, _), slot in arena.items() if kind == "tensor"},
         weight_bytes=weight_bytes,
         state_bytes=state_bytes,
-        arena_bytes=max(arena_bytes, ALIGNMENT),
-        arena_lower_bound_bytes=peak(requests),
+        arena_bytes=max(arena_bytes, alignment),
+        arena_lower_bound_bytes=peak(requests, alignment),
+        alignment=alignment,
+        requests=tuple(requests),
     )
 
 
@@ -144,27 +153,27 @@ def in_place_states(
     return shared, in_place
 
 
-def state_slots(states: Mapping[str, Tensor], in_place: set[str]) -> tuple[dict[str, StateSlot], int]:
+def state_slots(states: Mapping[str, Tensor], in_place: set[str], alignment: int) -> tuple[dict[str, StateSlot], int]:
     """Offsets in the state block."""
-    offset = HEADER_BYTES
+    offset = aligned(HEADER_BYTES, alignment)
     slots = {}
     for name, tensor in states.items():
         places = []
         for _ in range(1 if name in in_place else 2):
             places.append(Slot(offset, tensor.nbytes))
-            offset += aligned(tensor.nbytes)
+            offset += aligned(tensor.nbytes, alignment)
         slots[name] = StateSlot(name, places[0], places[1] if len(places) > 1 else None)
     return slots, offset
 
 
-def weight_slots(graph: Graph) -> tuple[dict[int, Slot], int]:
+def weight_slots(graph: Graph, alignment: int) -> tuple[dict[int, Slot], int]:
     """Offsets in the weights, in the order in which a step reads them."""
     offset, slots = 0, {}
     used = [tensor.number for call in graph.calls for tensor in call.reads if tensor.source == "constant"]
     used += [tensor.number for tensor in graph.results.values() if tensor.source == "constant"]
     for number in dict.fromkeys(used):
         slots[number] = Slot(offset, graph.constants[number].nbytes)
-        offset += aligned(slots[number].nbytes)
+        offset += aligned(slots[number].nbytes, alignment)
     return slots, offset
 
 
@@ -188,29 +197,26 @@ def lifetimes(graph: Graph, elsewhere: set[int]) -> dict[Tensor, tuple[int, int]
     return lives
 
 
-Key = tuple[str, int, int]  # what it is, its tensor's number or its call's, which of the call's
-Request = tuple[int, int, int, Key]  # first call, last call, bytes, what for
-
-
-def packed(requests: Sequence[Request]) -> tuple[dict[Key, Slot], int]:
+def packed(requests: Sequence[Request], alignment: int = ALIGNMENT) -> tuple[dict[Key, Slot], int]:
     """Offsets for spans of time and bytes: the largest first, each at the lowest place that is free all its life."""
     placed: list[tuple[int, int, Slot]] = []
     slots: dict[Key, Slot] = {}
     for start, end, nbytes, key in sorted(requests, key=lambda r: (-r[2], r[0], str(r[3]))):
         offset = 0
         for first, last, other in sorted(placed, key=lambda p: p[2].offset):
-            if first <= end and start <= last and offset < other.offset + aligned(other.nbytes):
-                if offset + aligned(nbytes) <= other.offset:
+            if first <= end and start <= last and offset < other.offset + aligned(other.nbytes, alignment):
+                if offset + aligned(nbytes, alignment) <= other.offset:
                     break
-                offset = other.offset + aligned(other.nbytes)
+                offset = other.offset + aligned(other.nbytes, alignment)
         slots[key] = Slot(offset, nbytes)
         placed.append((start, end, slots[key]))
-    return slots, max((slot.offset + aligned(slot.nbytes) for slot in slots.values()), default=0)
+    return slots, max((slot.offset + aligned(slot.nbytes, alignment) for slot in slots.values()), default=0)
 
 
-def peak(requests: Sequence[Request]) -> int:
+def peak(requests: Sequence[Request], alignment: int = ALIGNMENT) -> int:
     """The most bytes that are alive at once: no arena can be smaller."""
     times = {start for start, _, _, _ in requests}
     return max(
-        (sum(aligned(size) for first, last, size, _ in requests if first <= time <= last) for time in times), default=0
+        (sum(aligned(size, alignment) for first, last, size, _ in requests if first <= time <= last) for time in times),
+        default=0,
     )

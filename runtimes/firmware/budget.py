@@ -1,0 +1,126 @@
+"""Bytes of flash, RAM and stack of a firmware, before anything of it is built; and what the linker made of it.
+
+flash   code (an estimate), weights, test vectors, two banks of snapshots
+ram     stack (a bound), data, inputs and outputs, state, arena
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgemem.boards import Board
+from edgemem.errors import BudgetError
+from edgemem.runtimes.aot.compiler import Generated
+from edgemem.runtimes.aot.emit import Source
+from edgemem.runtimes.firmware import build, elf, sources
+from edgemem.runtimes.firmware.stack import stack_bytes
+from edgemem.runtimes.firmware.vectors import Vectors
+from edgemem.text import human_bytes
+
+SNAPSHOT_HEADER_BYTES = 20
+DATA_BYTES = 64  # variables of console, counter and snapshots
+FIRMWARE_CODE_BYTES = 3600  # start-up, console, self-test, snapshots, and what comes of a C library
+CALL_BYTES, ARGUMENT_BYTES = 4, 6  # of the driver
+SOFT_FLOAT_BYTES = {"thumbv6m": 4000, "thumbv7m": 1400, "riscv32": 4900}  # libgcc's, by core, where floats are soft
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes by part; `flash` and `ram` say what each part of the device's memory goes to."""
+
+    flash: dict[str, int]
+    ram: dict[str, int]
+
+    @property
+    def flash_bytes(self) -> int:
+        return sum(self.flash.values())
+
+    @property
+    def ram_bytes(self) -> int:
+        return sum(self.ram.values())
+
+
+def up(count: int, step: int) -> int:
+    return -(-count // step) * step
+
+
+def bank_bytes(board: Board, source: Source) -> int:
+    """Flash of one snapshot: whole pages, none where firmware cannot write flash."""
+    if board.flash_page_bytes is None:
+        return 0
+    states = sum(sources.nbytes(state) for state in source.contract.states)
+    return up(SNAPSHOT_HEADER_BYTES + states, board.flash_page_bytes)
+
+
+def predicted(board: Board, program: Generated, checks: Vectors, kernels: Path) -> Budget:
+    """What the firmware will take; `kernels` is the object of its kernels."""
+    source = program.source
+    flash = {
+        "code": code_bytes(board, program, kernels),
+        "weights": source.weight_bytes,
+        "test_vectors": up(checks.nbytes, 16) + 32,
+        "snapshots": 2 * bank_bytes(board, source),
+    }
+    ram = {
+        "stack": stack_bytes(str(program.kernels.built().inspect_source("asm"))),
+        "data": DATA_BYTES,
+        "io": sources.io_bytes(source),
+        "state": source.plan.state_bytes,
+        "arena": source.plan.arena_bytes,
+    }
+    return Budget(flash, ram)
+
+
+def code_bytes(board: Board, program: Generated, kernels: Path) -> int:
+    """Kernels as they are, the driver by its calls, and what every firmware has."""
+    calls = program.source.plan.calls
+    arguments = sum(len(c.call.reads) + len(c.call.writes) + len(c.work) for c in calls)
+    own = sum(s.nbytes for s in elf.read(kernels).sections if s.allocated and s.name.startswith((".text", ".rodata")))
+    library = SOFT_FLOAT_BYTES.get(str(board.triple).partition("-")[0], 0) if build.soft(board) else 0
+    return own + CALL_BYTES * len(calls) + ARGUMENT_BYTES * arguments + FIRMWARE_CODE_BYTES + library
+
+
+def check(board: Board, program: Generated, budget: Budget) -> None:
+    """Refuse what the board cannot hold.
+
+    Raises:
+        BudgetError: bytes needed and there, part by part, and the cheapest change that would fit.
+    """
+    assert board.flash_bytes is not None and board.ram_bytes is not None
+    for what, parts, there in (("flash", budget.flash, board.flash_bytes), ("RAM", budget.ram, board.ram_bytes)):
+        needed = sum(parts.values())
+        if needed > there:
+            listed = ", ".join(f"{name.replace('_', ' ')} {human_bytes(count)}" for name, count in parts.items())
+            raise BudgetError(
+                f"{program.model.contract.model.name} does not fit {board.name}: {needed} bytes of {what} needed, "
+                f"{there} on the board ({listed})."
+            )
+
+
+def weighed(board: Board, budget: Budget, image: elf.Elf) -> dict[str, Any]:
+    """Predicted and linked bytes side by side, for the manifest."""
+    size = image.size
+    linked = {
+        "flash": {
+            "code": sum(size(s) for s in (".boot", ".vectors", ".image_def", ".text", ".rodata", ".data")),
+            "weights": size(".weights"),
+            "test_vectors": size(".testvectors"),
+            "snapshots": size(".snapshot"),
+        },
+        "ram": {
+            "stack": size(".stack"),
+            "data": size(".data") + size(".bss"),
+            "io": size(".io"),
+            "state": size(".state"),
+            "arena": size(".arena"),
+        },
+    }
+    return {
+        "predicted": {"flash": budget.flash, "ram": budget.ram},
+        "linked": linked,
+        "flash_bytes": {"predicted": budget.flash_bytes, "linked": sum(linked["flash"].values())},
+        "ram_bytes": {"predicted": budget.ram_bytes, "linked": sum(linked["ram"].values())},
+        "board": {"flash_bytes": board.flash_bytes, "ram_bytes": board.ram_bytes},
+    }

@@ -1,0 +1,27 @@
+/* The firmware: says what it is, proves that it computes what was compiled, and answers a host.
+ *
+ * A product of your own keeps start-up, linker script, model.c and the NAME_* files, and calls edgemem_reset() once and
+ * edgemem_step() for every chunk; edgemem_inputs and edgemem_outputs say where the numbers go.
+ */
+#include "board.h"
+#include "console.h"
+#include "counter.h"
+#include "edgemem_model.h"
+#include "selftest.h"
+#include "serve.h"
+#include "start.h"
+
+int main(void)
+{
+    console_open();
+    counter_start();
+    console_text("edgemem ");
+    console_text(edgemem_model_name);
+    console_text(" on " BOARD_NAME "\n");
+    if (selftest()) {
+        console_text("ready\n");
+        serve();
+    }
+    console_text("stopped\n");
+    return 0;
+}

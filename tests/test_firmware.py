@@ -1,0 +1,259 @@
+"""Firmware: built for microcontrollers, weighed against its budget, and run under emulation beside the host."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import edgemem
+from edgemem.boards import board
+from edgemem.cli.main import cli
+from edgemem.errors import BudgetError, CheckFailed, ConfigError, MissingDependency, StreamError
+from edgemem.runtimes.firmware import build, elf
+from edgemem.runtimes.firmware.emulator import Session
+from edgemem.trial import poisoned, random_inputs, random_state, trial
+from tests.aot_programs import compiled, model_file
+
+CASES = (
+    ("mps2_an500", "kws-lmuformer"),
+    ("mps2_an386", "rwkv4"),
+    ("riscv32_virt", "memformer"),
+    ("mps3_an547", "folding"),
+)
+NONE, CUT = 1, 2  # codes of snapshot.h
+
+
+def needs(name: str) -> None:
+    """Skip where the board's compiler, its C library, Make or its emulator is missing."""
+    for tool in ("make", board(name).compiler, *board(name).emulator[:1]):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed: make boards")
+    command = [board(name).compiler, *board(name).compiler_flags, "-E", "-x", "c", "-"]
+    if subprocess.run(command, input=b"#include <string.h>\n", capture_output=True).returncode:
+        pytest.skip(f"the C library for {name} is not installed: make boards")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models as files, and firmware in folders that are made at first use."""
+    return tmp_path_factory.mktemp("firmware")
+
+
+def model(files: Path, name: str) -> Path:
+    path = files / f"{name}.onnx"
+    return path if path.exists() else model_file(name, files)
+
+
+def built(files: Path, on: str, name: str) -> Path:
+    """The firmware of a small model for a board."""
+    needs(on)
+    folder = files / f"{on}-{name}"
+    if not folder.exists():
+        compiled(model(files, name), folder, on)
+    return folder
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+@pytest.mark.parametrize(("on", "name"), CASES)
+def test_firmware_computes_what_the_host_does(files: Path, on: str, name: str) -> None:
+    """Outputs and states, within 1e-5 of the largest value; reset is total; the stack stays inside its bound."""
+    folder = built(files, on, name)
+    program = edgemem.load(folder)
+    assert program.runtime == f"aot on {on}"
+    found = trial(edgemem.load(model(files, name)), program, 32)
+    assert found.holds, found.first_divergence
+    for tensor, fresh, reset in poisoned(program, 4):
+        assert fresh.tobytes() == reset.tobytes(), tensor
+    state = program.new_state()
+    program.step(random_inputs(program.contract, np.random.default_rng(0)), state)
+    used = state.stack_bytes()  # type: ignore[attr-defined]
+    assert 0 < used <= manifest(folder)["budget"]["predicted"]["ram"]["stack"]
+
+
+@pytest.mark.parametrize(("on", "name"), CASES)
+def test_the_linker_agrees_with_the_budget(files: Path, on: str, name: str) -> None:
+    """Weights, state, arena and stack to the byte, the whole within what a user may rely on; no TVM, no heap."""
+    facts = manifest(built(files, on, name))["budget"]
+    predicted, linked = facts["predicted"], facts["linked"]
+    for part in ("state", "arena", "io", "stack"):
+        assert predicted["ram"][part] == linked["ram"][part], part
+    assert predicted["ram"]["data"] >= linked["ram"]["data"]
+    assert predicted["flash"]["weights"] == linked["flash"]["weights"]
+    assert predicted["flash"]["test_vectors"] >= linked["flash"]["test_vectors"]
+    assert abs(predicted["flash"]["code"] / linked["flash"]["code"] - 1) < 0.2
+    text = (built(files, on, name) / "firmware.map").read_text()
+    assert not re.search(r"\b(TVM\w+|malloc|_sbrk|printf|__libc_init_array)\b", text)
+
+
+@pytest.mark.parametrize(("on", "name"), CASES[1:3])
+def test_instructions_are_counted_and_the_count_repeats(files: Path, on: str, name: str) -> None:
+    program = edgemem.load(built(files, on, name))
+    first, _ = program.instructions(4)  # type: ignore[attr-defined]
+    assert first == program.instructions(4)[0] > 1000  # type: ignore[attr-defined]
+
+
+def test_verify_says_what_the_emulated_core_computes(files: Path) -> None:
+    """One more board by the command line, against torch; a float step gives this machine's bytes only by luck."""
+    needs("mps2_an385")
+    path = str(model(files, "rwkv4"))
+    done = CliRunner().invoke(cli, ["verify", path, "--steps", "8", "--board", "mps2_an385", "--json"])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["ok"] and isinstance(report["byte_equal"], bool)
+    assert report["instructions_per_step"]["mps2_an385"] > 1000
+    assert {"mps2_an385", "mps2_an385 reset"} <= {stage["name"] for stage in report["stages"]}
+
+
+def test_a_wrong_weight_fails_the_self_test(files: Path, tmp_path: Path) -> None:
+    """A flipped byte of flash is found by the checksum; a kernel that computes something else, by the vectors."""
+    whole = built(files, "mps2_an386", "rwkv4")
+    for name, change in (("model_weights.bin", flipped), ("src/vectors.c", wrong_vector)):
+        folder = tmp_path / Path(name).stem
+        shutil.copytree(whole, folder)
+        change(folder / name)
+        build.make(folder, "-B")
+        facts = manifest(folder)
+        facts["files"]["firmware.elf"] = hashlib.sha256((folder / "firmware.elf").read_bytes()).hexdigest()
+        (folder / "manifest.json").write_text(json.dumps(facts))
+        with pytest.raises(CheckFailed, match=r"self-test failed: FAIL"):
+            edgemem.load(folder).new_state()
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def wrong_vector(path: Path) -> None:
+    """Another first output than the one that was computed: 2.0."""
+    head, marker, rest = path.read_text().partition("edgemem_vector_outputs[] = {\n")
+    numbers = rest.split(",")
+    path.write_text(head + marker + ",".join([" 0", " 0", " 0", " 64", *numbers[4:]]))
+
+
+def test_a_snapshot_cut_at_any_word_leaves_the_old_state_or_the_new(files: Path) -> None:
+    """Every erased page and every written word of a save in turn is the last before the power goes."""
+    program = edgemem.load(built(files, "mps2_an386", "rwkv4"))
+    rng, board_state = np.random.default_rng(3), program.new_state()
+    states = program.contract.states
+    old, new = ({s.name: random_state(s, rng) for s in states} for _ in range(2))
+    assert board_state.load() == NONE
+    board_state.set(old)
+    assert board_state.save() == 0
+    outcomes, words = [], 0
+    while True:
+        board_state.set(new)
+        code = board_state.save(words)
+        board_state.reset()
+        assert board_state.load() == 0
+        found = same_state(board_state.get(), old, new)
+        outcomes.append(found)
+        if code == 0:
+            break
+        assert code == CUT
+        words += 1
+        board_state.set(old)  # the newest whole snapshot is the old one again
+        if found == "new":
+            assert board_state.save() == 0
+    nbytes = sum(np.dtype(s.dtype).itemsize * int(np.prod(s.shape)) for s in states)
+    assert words >= nbytes // 4 + 5  # every word was tried
+    assert outcomes[0] == "old" and outcomes[-1] == "new" and outcomes[:-1].count("new") <= 1
+
+
+def same_state(came: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> str:
+    for label, wanted in (("old", old), ("new", new)):
+        if all(came[name].tobytes() == value.tobytes() for name, value in wanted.items()):
+            return label
+    raise AssertionError("a mixture of both states")
+
+
+def test_a_state_of_the_host_goes_on_on_the_board_and_back(files: Path) -> None:
+    here = edgemem.load(model(files, "rwkv4")).stream()
+    there = edgemem.load(built(files, "mps2_an386", "rwkv4")).stream()
+    for token in (1, 7, 3):
+        here.step(np.array([[token]]))
+    there.restore(here.snapshot())
+    np.testing.assert_allclose(there.step(np.array([[5]])), here.step(np.array([[5]])), rtol=1e-4, atol=1e-5)
+    here.restore(there.snapshot())
+    np.testing.assert_allclose(here.step(np.array([[2]])), there.step(np.array([[2]])), rtol=1e-4, atol=1e-5)
+
+
+def test_cmake_builds_the_same_code(files: Path, tmp_path: Path) -> None:
+    if shutil.which("cmake") is None:
+        pytest.skip("cmake is not installed: make boards")
+    folder = built(files, "mps2_an386", "rwkv4")
+    options = ["-DCMAKE_TOOLCHAIN_FILE=" + str(folder / "toolchain.cmake")]
+    for command in (["cmake", "-S", folder, "-B", tmp_path, *options], ["cmake", "--build", tmp_path]):
+        subprocess.run(command, check=True, capture_output=True)
+    made, cmade = elf.read(folder / "firmware.elf"), elf.read(tmp_path / "firmware.elf")
+    for section in (".vectors", ".weights", ".stack", ".state", ".arena"):
+        assert made.size(section) == cmade.size(section), section
+    assert abs(made.size(".text") - cmade.size(".text")) <= 64  # the order of objects moves padding
+
+
+def test_a_board_that_hangs_is_given_up_with_its_console(tmp_path: Path) -> None:
+    session = Session(["sh", "-c", "echo edgemem x on y; sleep 60"], timeout_s=0.3)
+    with pytest.raises(StreamError, match=r"silent for 0\.3 s; its console says:\nedgemem x on y"):
+        session.started()
+    session.close()
+    gone = Session(["sh", "-c", "echo no such machine; exit 3"])
+    with pytest.raises(StreamError, match=r"emulator ended with code 3; its console says:\nno such machine"):
+        gone.started()
+    gone.close()
+
+
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(files: Path, tmp_path: Path) -> None:
+    needs("mps2_an386")
+    small = tmp_path / "tiny.toml"
+    text = resources.files("edgemem.devices").joinpath("mps2_an386.toml").read_text()
+    for field, value in (("name", '"tiny"'), ("flash_bytes", "16384"), ("ram_bytes", "8192")):
+        text = re.sub(rf"^{field} = .*$", f"{field} = {value}", text, flags=re.MULTILINE)
+    small.write_text(text)
+    with pytest.raises(BudgetError, match=r"rwkv4 does not fit tiny: \d+ bytes of flash needed, 16384 on the board"):
+        compiled(model(files, "rwkv4"), tmp_path / "fw", str(small))
+    assert not (tmp_path / "fw").exists()
+
+
+def test_without_its_compiler_or_emulator_a_board_says_what_installs_them(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = built(files, "mps2_an386", "rwkv4")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingDependency, match=r"qemu-system-arm is not installed; `make boards` installs it"):
+        edgemem.load(folder)
+    with pytest.raises(MissingDependency, match=r"needs arm-none-eabi-gcc, .* `make boards` installs it"):
+        compiled(model(files, "rwkv4"), tmp_path / "p", "mps2_an386")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("flash_origin = 0x0000_0000\n", "", "a bare board needs flash_origin"),
+        ("ram_origin = 0x2000_0000", "ram_origin = 0x0010_0000", "flash 0x0 to 0x400000 and ram 0x100000 .* overlap"),
+        ("ram_bytes = 4_194_304", "ram_bytes = 0", "ram_origin 0x20000000 and ram_bytes 0 are no memory"),
+        ("-mcpu=cortex-m4", "-mcpu=cortex-m0", "compiler_flags has -mcpu=cortex-m0, and the board says cortex-m4"),
+        ('kind = "semihosting"', 'kind = "uart"', "console: a uart needs baud, transmit and receive"),
+        ("flash_page_bytes = 1024\n", "", "flash_driver and flash_page_bytes come together"),
+        ('boot = "vectors"', 'boot = "floppy"', "field boot: Input should be 'vectors'"),
+    ],
+)
+def test_a_board_file_with_a_wrong_field_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    text = resources.files("edgemem.devices").joinpath("mps2_an386.toml").read_text()
+    assert old in text
+    (tmp_path / "mps2_an386.toml").write_text(text.replace(old, new))
+    with pytest.raises(ConfigError, match=message):
+        board(str(tmp_path / "mps2_an386.toml"))
