@@ -131,6 +131,13 @@ def machine() -> dict[str, str | int | None]:
     return {"cpu": name, "cores": os.cpu_count(), "system": platform.system(), "python": platform.python_version()}
 
 
+def vector_bytes() -> int:
+    """Of this processor's widest registers of numbers, at least those that every one has."""
+    info = Path("/proc/cpuinfo")
+    flags = info.read_bytes() if info.exists() else b""
+    return 64 if b"avx512f" in flags else 32 if b"avx2" in flags else 16
+
+
 class Probe:
     """What the machine can do, by a few lines of C compiled for it."""
 
@@ -140,7 +147,7 @@ class Probe:
             raise MissingDependency("measuring needs a C compiler for its read and multiply probes; install gcc")
         source, library = folder / "probe.c", folder / "probe.so"
         source.write_text(PROBE)
-        self.vector_bytes = 64 if b"avx512f" in self._flags() else 32 if b"avx2" in self._flags() else 16
+        self.vector_bytes = vector_bytes()
         subprocess.run(
             [compiler, "-O3", "-march=native", "-ffp-contract=fast", f"-DBYTES={self.vector_bytes}", "-shared", "-fPIC",
              "-mprefer-vector-width=512", "-o", library, source]
@@ -154,11 +161,6 @@ class Probe:
         self._library.probe_multiply.argtypes = [ctypes.c_long]
         self._library.probe_steps.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long]
         self._room: dict[int, Array] = {}
-
-    @staticmethod
-    def _flags() -> bytes:
-        info = Path("/proc/cpuinfo")
-        return info.read_bytes() if info.exists() else b""
 
     def read_us(self, nbytes: int) -> float:
         """Microseconds to read a span of that many bytes that was read just before."""

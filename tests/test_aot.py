@@ -126,11 +126,16 @@ def test_the_program_itself_refuses_an_index_out_of_range(programs: Path) -> Non
         assert value.tobytes() == before[name].tobytes()
 
 
-@pytest.mark.parametrize("name", ["rwkv4", "lmu", "folding"])
+@pytest.mark.parametrize(
+    "name", [*FAMILIES, "kws-gru", "kws-transformer", "kws-spiking-lmuformer", "lm-transformer-xl"]
+)
 def test_c_api_under_sanitizers(programs: Path, tmp_path: Path, name: str) -> None:
     """Random inputs with every buffer against a guard page, and every error code of the header."""
-    shutil.copytree(programs / name, tmp_path / "p")
-    done = run_guarded(tmp_path / "p", edgemem.load(programs / name).contract, steps=200)
+    if name in FAMILIES:
+        shutil.copytree(programs / name, tmp_path / "p")
+    else:
+        compiled(model_file(name, tmp_path), tmp_path / "p")
+    done = run_guarded(tmp_path / "p", edgemem.load(tmp_path / "p").contract, steps=200)
     assert done.returncode == 0, done.stderr
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from edgemem.cli.options import json_option, print_json, progress_bar, stdout, table
+from edgemem.errors import UsageError
 
 
 @click.command("bench")
@@ -18,6 +19,8 @@ from edgemem.cli.options import json_option, print_json, progress_bar, stdout, t
 @click.option(
     "--install-peers", is_flag=True, help="First install those that are missing, each in its own environment."
 )
+@click.option("--rpc", metavar="HOST:PORT", help="Measure on a board where TVM's RPC server runs; with --board.")
+@click.option("--board", "board_name", metavar="BOARD", help="What runs at --rpc; see edgemem boards.")
 @click.option("--rounds", type=click.IntRange(1), default=20, show_default=True, help="Turns that each one takes.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the inputs.")
 @json_option
@@ -27,6 +30,8 @@ def command(
     threads: int,
     against: str | None,
     install_peers: bool,
+    rpc: str | None,
+    board_name: str | None,
     rounds: int,
     seed: int,
     as_json: bool,
@@ -37,7 +42,11 @@ def command(
     edgemem bench r.onnx --runtime ort --runtime aot
     edgemem bench r.onnx k.onnx --runtime aot --json
     edgemem bench r.onnx --runtime aot --against onnxruntime,openvino,litert
+    edgemem bench r.onnx --board rpi4 --rpc rpi4.local:9090
     """
+    if rpc or board_name:
+        on_board(files, board_name, rpc, rounds, as_json)
+        return
     from edgemem import peers
     from edgemem.measure import measure
 
@@ -49,10 +58,20 @@ def command(
     with progress_bar() as progress:
         task = progress.add_task("timing", total=rounds)
         found = measure(files, runtimes, threads, rounds, seed, lambda: progress.advance(task), others)
-    if as_json:
-        print_json(found)
-    else:
-        show(found)
+    print_json(found) if as_json else show(found)
+
+
+def on_board(files: tuple[Path, ...], board_name: str | None, rpc: str | None, rounds: int, as_json: bool) -> None:
+    """The same of a board, over the network."""
+    if not rpc or not board_name:
+        raise UsageError("a board is measured where its RPC server runs: give both --board BOARD and --rpc HOST:PORT")
+    from edgemem.boards import board
+    from edgemem.runtimes.aot.rpc import measure_on_board
+
+    with progress_bar() as progress:
+        task = progress.add_task("timing", total=rounds)
+        found = measure_on_board(files, board(board_name), rpc, rounds, lambda: progress.advance(task))
+    print_json(found) if as_json else show(found)
 
 
 def show(found: dict[str, Any]) -> None:
@@ -72,6 +91,10 @@ def show(found: dict[str, Any]) -> None:
     ]
     heads = ("file", "runtime", "p50 µs", "p99 µs", "spread", "from C µs", "GB/s", "× roofline")
     console = stdout()
-    console.print(table(heads, rows, title=f"{found['machine']['cpu']}, {found['machine']['cores']} cores"))
+    machine = found["machine"]
+    where = (
+        f"{machine['cpu']}, {machine['cores']} cores" if "cpu" in machine else f"{machine['board']}, {machine['rpc']}"
+    )
+    console.print(table(heads, rows, title=where))
     for peer in found.get("skipped", []):
         console.print(f"{peer['runtime']} does not run {Path(peer['file']).name}: {peer['reason']}", highlight=False)

@@ -6,6 +6,7 @@
     plan       where every tensor lies          emit       the C text
     toolchain  objects and libraries            compiler   all of these, into a folder
     load       the folder as a program      remote     one of another board, under its emulator
+    rpc        measured on a board, through TVM's RPC server
 
 Loading needs numpy alone; everything before it needs TVM and a C compiler.
 """
