@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from edgemem.runtimes.aot.quantized.weights import Codes, Half, Int4, Int8, nibb
 from tests.aot_kernels import HOST, run_module, run_tensors
 
 Array = np.ndarray[Any, np.dtype[Any]]
+RUNNABLE = {HOST.dot, "portable", *(["pairs"] if HOST.dot == "vnni" else [])}
 SHAPES = [(1, 64, 64), (1, 32, 10), (1, 96, 200), (3, 64, 17), (12, 64, 48)]
 
 
@@ -69,15 +71,17 @@ def test_a_short_last_group(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("m", "k", "n"), [*SHAPES, (1, 7, 5), (2, 30, 33)])
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
-def test_integer_products_are_exact(tmp_path: Path, dtype: str, m: int, k: int, n: int) -> None:
+@pytest.mark.parametrize("dot", sorted(RUNNABLE))
+def test_integer_products_are_exact(tmp_path: Path, dot: str, dtype: str, m: int, k: int, n: int) -> None:
     """Extreme values included: no sum of bytes overflows or saturates."""
+    machine = replace(HOST, dot=dot)
     rng = np.random.default_rng(k)
     low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
     x, q = rng.integers(low, high + 1, (m, k)).astype(dtype), rng.integers(-128, 128, (k, n)).astype(np.int8)
     x[0], q[:, 0] = high, 127
     q[:, 1], zero = -128, np.array([77], np.uint8)
     constant = relax.const(zero, "uint8") if dtype == "uint8" else None
-    y, _ = computed(tmp_path, x, lambda builder, a: products.integer_product(builder, a, constant, q, HOST))
+    y, _ = computed(tmp_path, x, lambda builder, a: products.integer_product(builder, a, constant, q, machine))
     offset = int(zero[0]) if dtype == "uint8" else 0
     np.testing.assert_array_equal(y, (x.astype("i8") - offset) @ q.astype("i8"))
 

@@ -1,4 +1,4 @@
-"""What schedules need to know of a core: vector lanes, registers, and LLVM's target."""
+"""What schedules need to know of a core: vector lanes, registers, its products of bytes, and LLVM's target."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ BARE_ALIGNMENT = 16  # what TVM's code promises of a buffer whose vectors have 1
 
 @dataclass(frozen=True)
 class Machine:
-    """`lanes` float32 per vector register (1 where there are none), `registers` of them; `alignment` of buffers."""
+    """`lanes` float32 per vector register (1 where there are none), `registers` of them; `alignment` of buffers; `dot`:
+    its products of bytes, as in `dots`.
+    """
 
     target: Any
     lanes: int
     registers: int
     alignment: int = ALIGNMENT
+    dot: str = "portable"
 
 
 def machine(board: Board) -> Machine:
@@ -33,11 +36,14 @@ def machine(board: Board) -> Machine:
     """
     from tvm.target import Target, codegen
 
+    from edgemem.runtimes.aot import dots
+
     if board.is_host:
         core, triple = codegen.llvm_get_system_cpu(), codegen.llvm_get_system_triple()
         target = Target({"kind": "llvm", "mtriple": triple, "mcpu": core})
         bits = int(codegen.llvm_get_vector_width(target))
-        return Machine(target, bits // 32, 32 if bits >= 512 or "aarch64" in triple else 16)
+        registers = 32 if bits >= 512 or "aarch64" in triple else 16
+        return Machine(target, bits // 32, registers, dot=dots.kind_of(target))
     if board.triple is None or board.vector_bits is None or board.vector_registers is None:
         raise ConfigError(f"board {board.name}: triple, vector_bits and vector_registers are wanted to compile for it")
     described: dict[str, Any] = {"kind": "llvm", "mtriple": board.triple, "mcpu": board.core}
@@ -50,4 +56,5 @@ def machine(board: Board) -> Machine:
     except Exception as error:  # TVM raises plain errors of its own kind
         raise ConfigError(f"board {board.name}: LLVM refuses {described}: {first_line(error)}") from error
     alignment = BARE_ALIGNMENT if board.kind == "bare" else ALIGNMENT
-    return Machine(target, max(1, board.vector_bits // 32), board.vector_registers, alignment)
+    lanes = max(1, board.vector_bits // 32)
+    return Machine(target, lanes, board.vector_registers, alignment, dots.kind_of(target))

@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tvm import relax, te, tirx
+from tvm import ir, relax, te, tirx
 
-from edgemem.runtimes.aot import mathops
-from edgemem.runtimes.aot.folding import shape_of
+from edgemem.runtimes.aot import dots, mathops
+from edgemem.runtimes.aot.folding import dtype_of, shape_of
 from edgemem.runtimes.aot.machine import Machine
 from edgemem.runtimes.aot.quantized import recogniser
 from edgemem.runtimes.aot.quantized.weights import GROUP, Codes, Half, Int4, Int8, Narrow, nibbles, widened
@@ -35,7 +35,7 @@ def converted(
     builder: Any, kind: str, inputs: Sequence[Expr], attributes: Mapping[str, Any], matrices: Any, machine: Machine
 ) -> Expr:
     """The Relax expression of one operator of edgemem's own."""
-    matrix = matrices[attributes["matrix"]] if "matrix" in attributes else None
+    matrix: Any = matrices[attributes["matrix"]] if "matrix" in attributes else None
     if kind == recogniser.PRODUCT:
         return product(builder, inputs[0], matrix, machine)
     if kind == recogniser.INTEGER:
@@ -210,28 +210,72 @@ def decoded_product(builder: Any, x: Expr, matrix: Codes, shape: tuple[int, ...]
 
 
 def integer_product(builder: Any, x: Expr, zero: Expr | None, q: Array, machine: Machine) -> Expr:
-    """(x - zero) times an int8 matrix, in int32."""
+    """(x - zero) times an int8 matrix, in int32; x is uint8 or int8."""
     shape = (*shape_of(x)[:-1], q.shape[1])
     if len(shape) < 2:
         flat = integer_product(builder, reshaped(builder, x, (1, q.shape[0])), zero, q, machine)
         return reshaped(builder, flat, shape)
     panel = panel_of(machine, rows=math.prod(shape[:-1]), columns=shape[-1])
-    arguments = [x, panel.packed(q), *([] if zero is None else [reshaped(builder, zero, (1,))])]
+    shift, flips = offset_of(dtype_of(x), machine.dot)
+    held: list[Any] = [words(panel, q), q.astype(np.int32).sum(axis=0)]
+    if zero is not None and not isinstance(zero, ir.GenericConst):
+        held.append(reshaped(builder, zero, (1,)))
+    elif zero is not None:
+        shift += int(zero.value.numpy().item())
 
-    def form(a: Any, w: Any, z: Any = None) -> Any:
-        k = te.reduce_axis((0, int(a.shape[-1])), name="k")
+    def form(a: Any, w: Any, sums: Any, z: Any = None) -> Any:
+        k = te.reduce_axis((0, int(w.shape[1])), name="k")
 
         def dot(*i: Any) -> Any:
-            value = a(*i[:-1], k).astype("int16")
-            value = value if z is None else value - z(0).astype("int16")
-            return te.sum(
-                value.astype("int32") * w(i[-1] // panel.columns, k, i[-1] % panel.columns).astype("int32"), axis=k
-            )
+            word = word_of(a, i[:-1], k)
+            word = word ^ tirx.const(FLIPPED, "int32") if flips else word
+            return te.sum(dots.dot(machine.dot, word, w(i[-1] // panel.columns, k, i[-1] % panel.columns)), axis=k)
 
-        padded = (*shape[:-1], panel.count * panel.columns)
-        return trimmed(te.compute(padded, dot, name=f"{PACKED}_integer"), shape)
+        y = te.compute((*shape[:-1], panel.count * panel.columns), dot, name=f"{PACKED}_integer")
+        if z is None and shift == 0:
+            return trimmed(y, shape)
+        constant_part = tirx.const(shift, "int32")
 
-    return emitted(builder, "product_w8a8", form, *arguments)
+        def moved(*i: Any) -> Any:
+            offset = constant_part if z is None else z(0).astype("int32") + constant_part
+            return y(*i) - offset * sums(i[-1])
+
+        return te.compute(shape, moved, name="packed_moved")
+
+    return emitted(builder, "product_w8a8", form, x, *held)
+
+
+FLIPPED = -0x7F7F7F80  # the highest bit of every byte: 128 more or less
+
+
+def offset_of(dtype: str, kind: str) -> tuple[int, bool]:
+    """How far below an instruction's operands the values of a type are, and whether their highest bit flips."""
+    if kind == dots.SDOT:
+        return (-128, True) if dtype == "uint8" else (0, False)
+    return (0, False) if dtype == "uint8" else (128, True)
+
+
+def words(panel: Panel, q: Array) -> Array:
+    """int8 [K, N] as int32 [N / P, K / 4, P]: four inputs of a column in a word, the first in its lowest byte."""
+    q = np.pad(q, ((0, -len(q) % 4), (0, 0)))
+    fours = np.ascontiguousarray(
+        panel.packed(q).reshape(panel.count, len(q) // 4, 4, panel.columns).transpose(0, 1, 3, 2)
+    )
+    return fours.view("<i4")[..., 0].astype(np.int32)
+
+
+def word_of(x: Any, row: Sequence[Expr], k: Expr) -> Expr:
+    """Four neighbours of a row of bytes as one int32; 0 behind the end, where the weights are 0 too."""
+    width = int(x.shape[-1])
+
+    def byte(i: int) -> Expr:
+        place, nothing = k * 4 + i, tirx.const(0, "int32")
+        inside = width % 4 == 0 or i < width % 4
+        value = x(*row, place if inside else tirx.min(place, width - 1))
+        value = value.astype("uint8").astype("int32") << tirx.const(8 * i, "int32")
+        return value if inside else tirx.Select(place < width, value, nothing)
+
+    return byte(0) | byte(1) | byte(2) | byte(3)
 
 
 def dynamic(builder: Any, x: Expr, machine: Machine) -> Expr:

@@ -6,6 +6,7 @@
     MatMul(D, x)                                           Transpose(Product(Transpose(x)))
     q, s, z = DynamicQuantizeLinear(x)                     the same in one kernel
     MatMulInteger(q, W.q[, z])                             IntegerProduct(q[, z])
+    MatMul(DQ(q, s, z), DQ(W.q, W.s)), q uint8             Mul(Cast(IntegerProduct(q, z)), s W.s)
     Gather(Cast(f16), i)                                   Half(Gather(bits, i))
     D read by anything else                                Decoded()             in every step, into the arena
     Cast(f16 vector)                                       a float32 vector
@@ -195,6 +196,8 @@ class Recogniser:
         if matrix is not None:
             if not shape:
                 return self.declined(node, matrix, "the shape of its input is not known")
+            if isinstance(matrix, Int8) and self.static(node, matrix):
+                return True
             self.product(node, matrix, left, node.output[0], right)
             return True
         matrix = self.by_row(left)
@@ -204,6 +207,23 @@ class Recogniser:
         self.plain("Transpose", [right], [turned], perm=[1, 0])
         self.product(node, matrix, turned, made, left)
         self.plain("Transpose", [made], [node.output[0]], perm=[1, 0])
+        return True
+
+    def static(self, node: Node, matrix: Int8) -> bool:
+        """A product whose left side comes in bytes of a fixed scale: in integers, then one factor per output."""
+        left = self.producer.get(node.input[0])
+        if left is None or left.op_type != "DequantizeLinear" or left.input[0] in self.constants or len(left.input) < 3:
+            return False
+        step, zero = self.array(left.input[1]), self.array(left.input[2])
+        if step is None or zero is None or step.size != 1 or zero.dtype not in (np.uint8, np.int8):
+            return False
+        y, weight = node.output[0], self.source(node.input[1])
+        total, whole = f"{y}.total", f"{y}.whole"
+        self.own(INTEGER, [left.input[0], left.input[2]], [total], matrix=self.number(f"{weight}.integers", matrix.q))
+        self.plain("Cast", [total], [whole], to=1)
+        factor = self.stored(f"{y}.factor", np.float32(step.reshape(())) * matrix.scale)
+        self.plain("Mul", [whole, factor], [y])
+        self.report(node, node.input[1], matrix.shape, "w8a8", "")
         return True
 
     def product(self, node: Node, matrix: Narrow, x: str, y: str, weight: str) -> None:
