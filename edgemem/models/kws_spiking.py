@@ -122,5 +122,6 @@ MODELS = (
         summary="Keyword spotter on 16 kHz audio: spiking LMUFormer, ten words, unknown and silence",
         config=KWSSpikingConfig,
         build=KWSSpikingLMUFormer,
+        checkpoint="kws-spiking-lmuformer.safetensors",
     ),
 )

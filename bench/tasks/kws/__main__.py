@@ -10,7 +10,7 @@
     kws-lmuformer  step  2100 of 2100  loss 0.458  validation 0.8579
     kws-lmuformer  clean 94.9 %   10db 78.1 %   0db 52.8 %
 
-Those to compare get the same data, the same recipe, and steps for about the same processor time: a little over two
+Those to compare get the same data, the same recipe, and steps for about the same processor time: two and a half
 minutes of one core each. The shipped checkpoint is from before the drawn speakers and the pool, as its `training` in
 the results says; `--model shipped` trains it anew, for longer, with what is here.
 
