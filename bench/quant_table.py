@@ -173,7 +173,8 @@ def section(result: dict[str, Any]) -> Section:
     for model, rows in result["models"].items():
         for scheme, row in sorted(rows.items(), key=lambda item: (item[0] != "float", -item[1]["ratio"])):
             score = f"{row['metric']} {row['quality']:.4f}" if row.get("task") else "–"
-            change = f"{row['quality'] / row['float'] - 1:+.2%}" if row.get("task") and scheme != "float" else "–"
+            base = row.get("float", rows["float"].get("quality"))  # on the same clips or bytes
+            change = f"{row['quality'] / base - 1:+.2%}" if row.get("task") and scheme != "float" else "–"
             lines.append(
                 [
                     model,
