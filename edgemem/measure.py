@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from edgemem import inspect, peers
-from edgemem.errors import MissingDependency
+from edgemem.errors import CompileError, MissingDependency
 from edgemem.modelfile import ModelFile, open_model
 from edgemem.onnxfile import Node
 from edgemem.program import Array, Program, load
@@ -148,14 +148,14 @@ class Probe:
         source, library = folder / "probe.c", folder / "probe.so"
         source.write_text(PROBE)
         self.vector_bytes = vector_bytes()
-        subprocess.run(
-            [compiler, "-O3", "-march=native", "-ffp-contract=fast", f"-DBYTES={self.vector_bytes}", "-shared", "-fPIC",
-             "-mprefer-vector-width=512", "-o", library, source]
-            if platform.machine() == "x86_64"
-            else [compiler, "-O3", "-ffp-contract=fast", f"-DBYTES={self.vector_bytes}", "-shared", "-fPIC", "-o",
-                  library, source],
-            check=True, capture_output=True,
-        )  # fmt: skip
+        flags = ["-march=native", "-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
+        flags += ["-O3", "-ffp-contract=fast", f"-DBYTES={self.vector_bytes}", "-shared", "-fPIC"]
+        done = subprocess.run([compiler, *flags, "-o", library, source], capture_output=True, text=True)
+        if done.returncode:
+            raise CompileError(
+                f"{compiler} cannot compile the probes of the roofline; install a GCC for this machine:\n"
+                f"{done.stderr.strip()[-500:]}"
+            )
         self._library = ctypes.CDLL(str(library))
         self._library.probe_read.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long]
         self._library.probe_multiply.argtypes = [ctypes.c_long]
@@ -244,6 +244,7 @@ def measure(
     Raises:
         ModelFileError, ContractError: a file is not a model.
         MissingDependency: a runtime, a C compiler or a peer's environment is not installed.
+        CompileError: the C compiler fails.
     """
     for name in against:
         peers.interpreter(name)

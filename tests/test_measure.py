@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from edgemem import measure
+from edgemem.errors import CompileError
 from edgemem.modelfile import open_model
 from tests.aot_programs import model_file
 
@@ -49,7 +50,7 @@ def test_rows_have_what_scripts_rely_on(file: Path) -> None:
         assert ("c_p50_us" in row) == (row["runtime"] == "aot")
 
 
-def test_the_roofline_is_the_tighter_of_two_limits(tmp_path: Path) -> None:
+def test_the_roofline_is_the_tighter_of_two_limits() -> None:
     class Fixed:
         def read_us(self, nbytes: int) -> float:
             return nbytes / 100
@@ -67,9 +68,16 @@ def test_the_roofline_is_the_tighter_of_two_limits(tmp_path: Path) -> None:
 
 
 def test_the_probe_reads_and_multiplies(tmp_path: Path) -> None:
-    """Reading four times the bytes takes longer than nothing, whatever the machine does meanwhile."""
+    """A thousandfold work takes longer, whatever the machine does meanwhile."""
     probe = measure.Probe(tmp_path)
-    assert probe.read_us(1 << 16) > 0 and probe.multiply_us(1 << 16) > 0
+    assert 0 < probe.read_us(1 << 12) < probe.read_us(1 << 22)
+    assert 0 < probe.multiply_us(1 << 12) < probe.multiply_us(1 << 22)
+
+
+def test_a_probe_that_does_not_compile_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "PROBE", "no C")
+    with pytest.raises(CompileError, match=r"(?s)cannot compile the probes.*error"):
+        measure.Probe(tmp_path)
 
 
 def test_finite_agrees_with_numpy() -> None:
