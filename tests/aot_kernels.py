@@ -15,7 +15,7 @@ pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edg
 from tvm import te
 
 from edgemem.boards import board
-from edgemem.runtimes.aot.graph import Graph, Tensor, graph_of
+from edgemem.runtimes.aot.graph import graph_of
 from edgemem.runtimes.aot.legalize import legalized
 from edgemem.runtimes.aot.lowering import Lowered, lowered
 from edgemem.runtimes.aot.machine import Machine, machine
@@ -82,13 +82,3 @@ def run_module(folder: Path, module: Any, arrays: list[Array], target: Machine =
         values |= {tensor.number: result for tensor, result in zip(made.writes, results, strict=True)}
     result = graph.results["result"]
     return values[result.number].reshape(result.shape), pairs[graph.calls[-1].kernel][1]
-
-
-def random_array(rng: np.random.Generator, tensor: Tensor, graph: Graph) -> Array:
-    """A constant as it is, any other tensor at random."""
-    if tensor.number in graph.constants:
-        return graph.constants[tensor.number]
-    kind = np.dtype(tensor.dtype)
-    if kind.kind == "f":
-        return rng.standard_normal(tensor.shape).astype(kind)
-    return rng.integers(0, 2 if kind.kind == "b" else 100, tensor.shape).astype(kind)
