@@ -270,7 +270,7 @@ def check_graph(
         if extra:
             raise ContractError(
                 f"contract field {side}s: the graph's {side} {extra[0]} is not in the contract; "
-                "`edgemem adopt` gives a contract to a graph that has changed"
+                "export the model again"
             )
 
 

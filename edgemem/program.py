@@ -4,7 +4,7 @@
     state   = program.new_state()            the tensors of one stream, at their start values
     outputs = program.step(inputs, state)    one chunk; the state is advanced
 
-A runtime is one file of `runtimes/` with a function `prepare(path, **options) -> Program`. Programs trust their
+A runtime is one module of `runtimes/` with a function `prepare(path, **options) -> Program`. Programs trust their
 inputs: `Stream` is what checks shapes, types and ranges before a step.
 """
 
