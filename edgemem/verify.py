@@ -8,7 +8,7 @@
 
 The torch module is rebuilt from the contract's configuration and the file's initializers. A stage holds if and only
 if `max_abs_error` <= `tolerance`, which is 1e-5 of the largest reference value of the worst tensor, at least 1e-6.
-A quantized file is compared with its parent, and every other runtime with onnxruntime on the same file.
+A quantized file is compared with its parent under onnxruntime, and its other runtimes with onnxruntime on the file.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def torch_stage(program: TorchProgram) -> Stage:
     """The step form of the torch module against its whole-sequence form."""
     import torch
 
-    from edgemem.module import each, extent, scan
+    from edgemem.module import extent, scan
 
     contract = program.contract
     rng = np.random.default_rng(0)
@@ -227,20 +227,18 @@ def torch_stage(program: TorchProgram) -> Stage:
     frames = contract.chunk.frames_per_unit
     with torch.no_grad():
         stepped, _ = scan(program.module, x, sizes=[frames])
-        at_once = (
-            program.module(x) if overrides_forward(program.module) else scan(program.module, each(x, lambda u: u))[0]
-        )
+        at_once = program.module(x) if has_forward(program.module) else scan(program.module, x)[0]
     found = Comparison()
     for frame in range(extent(x)[1]):
         found.add(frame, contract.outputs[0].name, at_once[:, frame].numpy(), stepped[:, frame].numpy())
     return stage("torch", "forward", extent(x)[1] // frames, found)
 
 
-def overrides_forward(module: nn.Module) -> bool:
+def has_forward(module: nn.Module) -> bool:
     """Whether a module has a whole-sequence form of its own."""
     from torch import nn
 
-    return type(module).forward is not nn.Module.forward and "forward" in dir(type(module))
+    return type(module).forward is not nn.Module.forward
 
 
 def compared(name: str, base: Program, program: Program, steps: int, seed: int, tick: Callable[[], None]) -> Stage:
@@ -251,19 +249,21 @@ def compared(name: str, base: Program, program: Program, steps: int, seed: int, 
 def reset_stage(name: str, program: Program) -> Stage:
     """A poisoned and reset stream against a fresh one; any differing bit counts."""
     worst, first = 0.0, None
-    for index, tensor, error in reset_errors(program):
+    for step, tensor, error in reset_errors(program):
         if error > worst:
-            worst, first = error, first or f"{tensor} after reset, tensor {index}"
+            worst, first = error, first or f"{tensor} at step {step} after the reset"
     return Stage(f"{name} reset", "fresh stream", RESET_STEPS, worst, worst, 0.0, 0.0, first)
 
 
 def reset_errors(program: Program) -> Iterator[tuple[int, str, float]]:
-    """For every differing tensor: its place, name and largest difference (of NaN: the largest float)."""
+    """For every differing tensor: step, name, largest difference (of NaN, or of 0 and -0: the largest float)."""
+    tensors = len(program.contract.outputs) + len(program.contract.states)  # of each step
     for index, (name, wanted, came) in enumerate(poisoned(program, RESET_STEPS)):
         if wanted.tobytes() == came.tobytes():
             continue
         difference = float(np.abs(wanted.astype(np.float64) - came.astype(np.float64)).max())
-        yield index, name, difference if np.isfinite(difference) and difference > 0 else float(np.finfo(np.float32).max)
+        measurable = np.isfinite(difference) and difference > 0
+        yield index // tensors, name, difference if measurable else float(np.finfo(np.float32).max)
 
 
 def stage(name: str, reference: str, steps: int, found: Comparison) -> Stage:
