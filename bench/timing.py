@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgemem.files import atomic_write
+from edgemem.measure import machine, spread
 
+__all__ = ["RESULTS", "interleaved", "machine", "spread", "write"]
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -29,25 +28,6 @@ def interleaved(candidates: Mapping[str, Callable[[], object]], rounds: int, cal
                 call()
             times[name].append((time.perf_counter() - begin) / calls * 1e6)
     return times
-
-
-def spread(values: list[float]) -> float:
-    """Half the distance between the quartiles, as a fraction of the median."""
-    low, middle, high = statistics.quantiles(values, n=4)
-    return (high - low) / 2 / middle
-
-
-def machine() -> dict[str, str | int | None]:
-    """What the numbers were measured on."""
-    model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.processor(),
-    )
-    return {"cpu": model, "cores": os.cpu_count(), "system": platform.system(), "python": platform.python_version()}
 
 
 def write(name: str, result: Mapping[str, Any], folder: Path = RESULTS) -> Path:

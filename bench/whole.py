@@ -18,6 +18,7 @@ from bench.tasks.kws import evaluation
 from bench.tasks.kws.data import FOLDER
 from edgemem.evaluation import evaluate
 from edgemem.program import Program, load
+from edgemem.runner import softmax
 from edgemem.tasks import bytes as byte_task
 from edgemem.tasks import kws
 
@@ -48,12 +49,6 @@ def spotted(program: Program, clips: evaluation.Clips) -> dict[str, Any]:
         rows = np.concatenate([stream.push_samples(samples).values, stream.flush().values])
         right += kws.clip_decision(softmax(rows), names)[0] == kws.LABELS[label]
     return {"metric": "accuracy", "quality": right / len(clips.labels), "of": f"{len(clips.labels)} clips"}
-
-
-def softmax(rows: Array) -> Array:
-    """Over the last axis."""
-    raised = np.exp(rows - rows.max(axis=-1, keepdims=True))
-    return np.asarray(raised / raised.sum(axis=-1, keepdims=True))
 
 
 # --- bytes -------------------------------------------------------------------------------------------------------

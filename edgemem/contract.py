@@ -10,6 +10,7 @@ input `NAME_in` and graph output `NAME_out`, of the same shape and dtype.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from edgemem import consistency
 from edgemem.digests import canonical, digest
 from edgemem.errors import ContractError
+from edgemem.onnxfile import BITS
 from edgemem.state import PortRole, StateRole
 
 KEY = "edgemem.contract"
@@ -150,6 +152,11 @@ class Contract(Strict):
         return self.inputs[0].shape[0]
 
     @property
+    def state_bytes(self) -> int:
+        """Bytes of all states as the graph keeps them, of all `batch` streams."""
+        return sum(math.prod(state.shape) * BITS[state.dtype] // 8 for state in self.states)
+
+    @property
     def valid_input(self) -> InputFacts | None:
         """The input that counts real frames, where the graph has one."""
         return next((port for port in self.inputs if port.role == "valid"), None)
@@ -269,8 +276,7 @@ def check_graph(
         extra = sorted(set(found) - {name for _, name, _, _ in wanted})
         if extra:
             raise ContractError(
-                f"contract field {side}s: the graph's {side} {extra[0]} is not in the contract; "
-                "export the model again"
+                f"contract field {side}s: the graph's {side} {extra[0]} is not in the contract; export the model again"
             )
 
 

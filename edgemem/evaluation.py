@@ -6,7 +6,6 @@ evaluate("lm.onnx", "bytes")         an exported, quantized or compiled file, ru
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,6 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from edgemem.errors import InputError
-from edgemem.onnxfile import BITS
 from edgemem.tasks import Score, Tick, quiet, task
 
 if TYPE_CHECKING:
@@ -140,6 +138,4 @@ def fitting(program: Program, name: str) -> Program:
 
 def judged(program: Program, model: str, name: str, score: Score) -> Evaluation:
     """The score with the sizes of the program that reached it."""
-    states = program.contract.states
-    state_bytes = sum(math.prod(state.shape) * BITS[state.dtype] // 8 for state in states)
-    return Evaluation(model, program.runtime, name, score, state_bytes, program.weight_bytes)
+    return Evaluation(model, program.runtime, name, score, program.contract.state_bytes, program.weight_bytes)

@@ -14,7 +14,7 @@ from typing import Any
 
 from edgemem import contract as contracts
 from edgemem.modelfile import ModelFile, open_model
-from edgemem.onnxfile import BITS, Node
+from edgemem.onnxfile import Node
 
 PRODUCTS = {"MatMul", "MatMulInteger", "QLinearMatMul", "Gemm"}
 CONVOLUTIONS = {"Conv", "ConvInteger", "QLinearConv"}
@@ -41,7 +41,7 @@ def facts(path: str | Path) -> dict[str, Any]:
 
 def state_bytes(model: ModelFile) -> int:
     """Bytes of the states of one step's streams, all `batch` of them."""
-    return sum(math.prod(state.shape) * BITS[state.dtype] // 8 for state in model.contract.states)
+    return model.contract.state_bytes
 
 
 def macs_per_step(model: ModelFile) -> int:

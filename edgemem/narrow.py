@@ -14,11 +14,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from edgemem.contract import StateFacts
+from edgemem.contract import Contract, StateFacts
 from edgemem.modelfile import ModelFile, start_values
 from edgemem.program import Array, Program, StateBlock
 
@@ -75,8 +74,9 @@ class WidenedState(StateBlock):
 class Widened(Program):
     """A program with narrow states, seen as its float32 parent."""
 
-    def __init__(self, model: ModelFile, program: Program, parent: Any) -> None:
+    def __init__(self, model: ModelFile, program: Program, parent: Contract) -> None:
         self.runtime, self.program, self.contract = program.runtime, program, parent
+        self.weight_bytes = program.weight_bytes
         self.shown = tuple(state for state in model.contract.states if not helper(state))
         named = {str(s.quant[key]) for s in self.shown for key in ("scale", "book") if key in s.quant}
         self.constants = {name: model.onnx.initializers[name].numpy() for name in named}
