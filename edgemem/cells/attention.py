@@ -1,4 +1,4 @@
-"""What the attention of several cells shares: heads, masks, and places told by distance.
+"""What the attention of several cells shares: projections, heads, masks, and places told by distance.
 
 Relative attention is that of Dai, Yang, Yang, Carbonell, Le & Salakhutdinov, "Transformer-XL: Attentive Language Models
 Beyond a Fixed-Length Context", ACL 2019.
@@ -17,7 +17,16 @@ import math
 import torch
 from torch import Tensor, nn
 
-from edgemem.cells.folding import MASKED, linear
+# Finite, so that a row with nothing to attend stays finite; a score added to it changes nothing, and its exp is 0.
+MASKED = -1e30
+CACHE_REACH = 2.0  # of cached keys and values, in standard deviations of a projected, normalised row
+
+
+def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
+    """A projection that keeps unit variance."""
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.normal_(layer.weight, std=1.0 / math.sqrt(inputs))
+    return layer
 
 
 def split(x: Tensor, heads: int) -> Tensor:

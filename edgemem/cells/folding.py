@@ -36,15 +36,13 @@ import math
 import torch
 from torch import Tensor, nn
 
+from edgemem.cells.attention import CACHE_REACH, MASKED, linear, merged, split
 from edgemem.cells.padding import real_frames
 from edgemem.errors import InputError
 from edgemem.module import State, StreamingModule, part, prefixed
 from edgemem.state import StateTensor
 
-# Finite, so that a row with nothing to attend stays finite; a score added to it changes nothing, and its exp is 0.
-MASKED = -1e30
-CACHE_REACH = 2.0  # standard deviations of a projected, normalised row
-TAIL_REACH = 3.0
+TAIL_REACH = 3.0  # standard deviations of an embedded frame
 
 
 def folded(x: Tensor, factor: int) -> Tensor:
@@ -63,13 +61,6 @@ def windows(x: Tensor, size: int, stride: int, count: int) -> Tensor:
         return x[:, :size]
     cuts = torch.stack([x[:, i * stride : i * stride + size] for i in range(count)], dim=1)
     return cuts.reshape(x.shape[0] * count, size, *x.shape[2:])
-
-
-def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
-    """A projection that keeps unit variance."""
-    layer = nn.Linear(inputs, outputs, bias=bias)
-    nn.init.normal_(layer.weight, std=1.0 / math.sqrt(inputs))
-    return layer
 
 
 class FoldedAttention(nn.Module):
@@ -97,11 +88,11 @@ class FoldedAttention(nn.Module):
         u = folded(x, self.fold)
         keys, cached_keys = self.with_left(unfolded(self.key(u), self.fold), state["keys"])
         values, cached_values = self.with_left(unfolded(self.value(u), self.fold), state["values"])
-        q, k, v = (self.split(r) for r in (self.query(folded(x[:, : self.queries], self.fold)), keys, values))
+        asked = self.query(folded(x[:, : self.queries], self.fold))
+        q, k, v = (split(rows, self.heads) for rows in (asked, keys, values))
         scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
-        y = self.weights(scores, visible) @ v
-        y = y.transpose(1, 2).reshape(x.shape[0], self.queries * self.fold, x.shape[2] // self.fold)
-        return unfolded(self.out(y), self.fold), {"keys": cached_keys, "values": cached_values}
+        y = self.out(merged(self.weights(scores, visible) @ v))
+        return unfolded(y, self.fold), {"keys": cached_keys, "values": cached_values}
 
     def with_left(self, rows: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
         """Rows [batch * segments, segment + right, width] behind those to their left, folded; and the next cache."""
@@ -110,10 +101,6 @@ class FoldedAttention(nn.Module):
         known = torch.cat([cache, centre], dim=1)
         left = windows(known, self.left, self.segment, count)
         return folded(torch.cat([left, rows], dim=1), self.fold), known[:, count * self.segment :]
-
-    def split(self, x: Tensor) -> Tensor:
-        """Sub-tokens x [batch, n, sub] as [batch, heads, n, sub / heads]."""
-        return x.reshape(x.shape[0], x.shape[1], self.heads, x.shape[2] // self.heads).transpose(1, 2)
 
     def weights(self, scores: Tensor, visible: Tensor) -> Tensor:
         """Softmax of scores [batch, heads, queries * fold, rows * fold] with the distance bias, 0 where not visible."""

@@ -35,8 +35,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from edgemem.cells.attention import RelativeAttention, merged, split
-from edgemem.cells.folding import MASKED
+from edgemem.cells.attention import MASKED, RelativeAttention, merged, split
 from edgemem.cells.padding import cleared, real_frames
 from edgemem.module import State, StreamingModule, kept
 from edgemem.state import StateTensor

@@ -29,3 +29,11 @@ def taken(rows: Tensor, first: Tensor | None, count: int) -> Tensor:
     mask = (place == wanted).reshape(rows.shape[0], time, count, *[1] * (rows.dim() - 2))
     spread = rows[:, :, None]
     return torch.where(mask, spread, torch.zeros_like(spread)).sum(dim=1)
+
+
+def rows_from(rows: Tensor, first: Tensor | None, count: int) -> Tensor:
+    """As `taken`, for a `count` so large that a mask [time, count] would cost more than a lookup for each stream."""
+    if first is None:
+        return rows[:, rows.shape[1] - count :]
+    place = torch.arange(count, device=rows.device)
+    return torch.stack([rows[i].index_select(0, first[i] + place) for i in range(rows.shape[0])])

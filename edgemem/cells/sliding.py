@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgemem.cells.folding import MASKED, FoldedAttention, FoldingEncoder, FoldingLayer, folded, unfolded, windows
+from edgemem.cells.attention import MASKED, merged, split
+from edgemem.cells.folding import FoldedAttention, FoldingEncoder, FoldingLayer, folded, unfolded, windows
 from edgemem.cells.padding import cleared, taken
 from edgemem.module import State, part, prefixed
 
@@ -68,13 +69,13 @@ def banded(
     rows = {"keys": attend.key(u), "values": attend.value(u)}
     known = {name: torch.cat([state[name], unfolded(row, fold)], dim=1) for name, row in rows.items()}
     filled = {name: functional.pad(row, (0, 0, 0, count * size - time)) for name, row in known.items()}
-    k, v = (attend.split(folded(windows(row, left + size, size, count), fold)) for row in filled.values())
+    k, v = (split(folded(windows(row, left + size, size, count), fold), attend.heads) for row in filled.values())
     q = functional.pad(unfolded(attend.query(u), fold), (0, 0, 0, count * size - time))
-    q = attend.split(folded(q.reshape(batch * count, size, width), fold))
+    q = split(folded(q.reshape(batch * count, size, width), fold), attend.heads)
     age = left + torch.arange(size)[:, None] - torch.arange(left + size)[None, :]  # of a key, in frames
     bias = attend.distance[:, (left - age).clamp(0, left)]  # [heads, size, left + size], the farthest first
     seen = visible[:, None, None, :] & ((age >= 0) & (age <= left))
     bias = torch.where(seen, bias, MASKED).repeat_interleave(fold, 2).repeat_interleave(fold, 3)
     weights = torch.softmax(q @ k.transpose(2, 3) / math.sqrt(q.shape[3]) + bias, dim=-1)
-    y = (weights @ v).transpose(1, 2).reshape(batch, count * size * fold, width // fold)
-    return unfolded(attend.out(y), fold)[:, :time], {name: taken(row, valid, left) for name, row in known.items()}
+    y = attend.out(merged(weights @ v)).reshape(batch, count * size * fold, width // fold)
+    return unfolded(y, fold)[:, :time], {name: taken(row, valid, left) for name, row in known.items()}

@@ -20,21 +20,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from edgemem.cells.attention import merged, split
-from edgemem.cells.folding import MASKED, linear
-from edgemem.cells.padding import cleared
+from edgemem.cells.attention import CACHE_REACH, MASKED, linear, merged, split
+from edgemem.cells.padding import cleared, rows_from
 from edgemem.module import State, StreamingModule
 from edgemem.state import StateTensor
-
-CACHE_REACH = 2.0  # standard deviations of a projected, normalised row
-
-
-def rows_from(rows: Tensor, first: Tensor | None, count: int) -> Tensor:
-    """`count` rows of rows [batch, time, ...] from row `first` [batch] on; the last ones where `first` is None."""
-    if first is None:
-        return rows[:, rows.shape[1] - count :]
-    place = torch.arange(count, device=rows.device)
-    return torch.stack([rows[i].index_select(0, first[i] + place) for i in range(rows.shape[0])])
 
 
 class CachedAttention(StreamingModule):

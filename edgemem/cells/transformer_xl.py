@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from edgemem.cells.attention import RelativeAttention
 from edgemem.cells.memformer import FeedForward
-from edgemem.cells.padding import cleared
-from edgemem.cells.transformer import rows_from
+from edgemem.cells.padding import cleared, rows_from
 from edgemem.module import State, StreamingModule
 from edgemem.state import StateTensor
 
