@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def packaged(name: str) -> Path:
-    """Path of a checkpoint that ships with edgemem."""
+    """Path of a file that ships with edgemem: a checkpoint, its card, or an excerpt of a task's data."""
     return Path(str(resources.files("edgemem.tasks") / "data" / name))
 
 

@@ -15,12 +15,12 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgemem.checkpoints import packaged
 from edgemem.errors import CheckFailed
 from edgemem.files import atomic_path
 
@@ -68,11 +68,8 @@ def sentence() -> tuple[Array, list[dict[str, Any]]]:
     """The shipped sentence [samples] at 16 kHz, and the words that were spoken with their times."""
     from edgemem.audio import read_audio
 
-    folder = resources.files("edgemem.tasks") / "data"
-    with resources.as_file(folder / "demo.wav") as path:
-        sound = read_audio(path)
-    words: list[dict[str, Any]] = json.loads((folder / "demo.json").read_text())["words"]
-    return sound, words
+    words: list[dict[str, Any]] = json.loads(packaged("demo.json").read_text())["words"]
+    return read_audio(packaged("demo.wav")), words
 
 
 def frame_us(program: Program) -> float:

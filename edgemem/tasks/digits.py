@@ -8,11 +8,11 @@ permuted sequential MNIST (Le, Jaitly & Hinton 2015): neighbours are then far ap
 
 from __future__ import annotations
 
-from importlib import resources
 from typing import Any
 
 import numpy as np
 
+from edgemem.checkpoints import packaged
 from edgemem.tasks.episodes import UNASKED, Episodes
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -25,7 +25,7 @@ FILE = "probes_digits.npz"
 
 def held_out() -> tuple[Array, Array]:
     """The packaged images [images, 64] uint8, row by row, and their digits [images] uint8."""
-    with (resources.files("edgemem.tasks") / "data" / FILE).open("rb") as file, np.load(file) as found:
+    with np.load(packaged(FILE)) as found:
         return found["images"], found["digits"]
 
 
