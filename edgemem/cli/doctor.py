@@ -21,23 +21,25 @@ PACKAGES = (
     ("export", "torch", "pip install 'edgemem[export]'"),
     ("export", "onnx", "pip install 'edgemem[export]'"),
     ("export", "onnxscript", "pip install 'edgemem[export]'"),
-    ("compile", "apache-tvm", "pip install 'edgemem[tvm]'"),
     ("export", "onnx-ir", "pip install 'edgemem[export]'"),
+    ("compile", "apache-tvm", "pip install 'edgemem[tvm]'"),
     ("audio", "soundfile", "pip install 'edgemem[audio]'"),
     ("audio", "soxr", "pip install 'edgemem[audio]'"),
     ("microphone", "sounddevice", "pip install 'edgemem[mic]'"),
     ("pictures", "matplotlib", "pip install 'edgemem[plot]'"),
 )
 TOOLS = (
-    ("compile", "gcc"),
-    ("Cortex-M boards", "arm-none-eabi-gcc"),
-    ("Cortex-M boards", "qemu-system-arm"),
-    ("Linux boards", "aarch64-linux-gnu-gcc"),
-    ("Linux boards", "arm-linux-gnueabihf-gcc"),
-    ("Linux boards", "riscv64-linux-gnu-gcc"),
-    ("Linux boards", "qemu-aarch64"),
-    ("Linux boards", "qemu-riscv64"),
-    ("RISC-V boards", "riscv64-unknown-elf-gcc"),
+    ("compile", "gcc", "apt-get install gcc"),
+    ("Cortex-M boards", "arm-none-eabi-gcc", "make boards"),
+    ("Cortex-M boards", "qemu-system-arm", "make boards"),
+    ("Linux boards", "aarch64-linux-gnu-gcc", "make boards"),
+    ("Linux boards", "arm-linux-gnueabihf-gcc", "make boards"),
+    ("Linux boards", "riscv64-linux-gnu-gcc", "make boards"),
+    ("Linux boards", "qemu-aarch64", "make boards"),
+    ("Linux boards", "qemu-arm", "make boards"),
+    ("Linux boards", "qemu-riscv64", "make boards"),
+    ("RISC-V boards", "riscv64-unknown-elf-gcc", "make boards"),
+    ("RISC-V boards", "qemu-system-riscv32", "make boards"),
 )
 
 
@@ -63,9 +65,9 @@ def found() -> list[dict[str, str | None]]:
         except metadata.PackageNotFoundError:
             version = None
         rows.append({"for": purpose, "name": name, "found": version, "install": None if version else command})
-    for purpose, name in TOOLS:
+    for purpose, name, command in TOOLS:
         place = shutil.which(name)
-        rows.append({"for": purpose, "name": name, "found": place, "install": None if place else "make boards"})
+        rows.append({"for": purpose, "name": name, "found": place, "install": None if place else command})
     return rows
 
 

@@ -56,7 +56,7 @@ def show(found: dict[str, Any]) -> None:
     ]
     console = stdout()
     console.print(summary)
-    console.print(table(("tensor", "name", "dtype", "shape", "role", "start"), rows))
+    console.print(table(("tensor", "name", "dtype", "shape", "role", "start or range"), rows))
 
 
 def note(kind: str, row: dict[str, Any]) -> str:
