@@ -131,7 +131,7 @@ class Stream:
         block = next(iter(self._pending.values()))
         return int(block.shape[1])
 
-    # A step that changes neither flag nor frames only counts; everything else goes through these two.
+    # `_idle` says that `step` may take its short way. Only these two setters change what it depends on.
 
     @property
     def _position(self) -> Position:

@@ -46,7 +46,12 @@ def export_model(
     external_from: int = EXTERNAL_FROM,
     certified_steps: int = CERTIFIED_STEPS,
 ) -> Contract:
-    """Build a model of the zoo and export it; see `to_onnx` and `edgemem.models.build_model`."""
+    """Build a model of the zoo and export it; see `to_onnx` and `edgemem.models.build_model`.
+
+    Raises:
+        ConfigError, CheckpointError: the model cannot be built.
+        ExportError: the module cannot be exported; nothing is written.
+    """
     from edgemem.models import build_model
 
     module, facts = build_model(name, settings, seed, checkpoint)
@@ -69,7 +74,9 @@ def to_onnx(
 
     `example` is an input [batch, time, *features] as the module's `forward` would take it (a dict by name for several);
     only its shape after the time axis and its dtype count. Modules that declare `inputs` and `outputs` need none. The
-    file is compared with the module over `certified_steps` steps before it takes its name.
+    file is compared with the module over `certified_steps` steps before it takes its name. Weights of `external_from`
+    bytes or more lie in `NAME.data` beside it. `facts` are what the contract says of the model: family, name, config,
+    source.
 
     Raises:
         ExportError: what cannot be exported, named by operator and module path; nothing is written.
@@ -114,7 +121,7 @@ def exported(
     preflight.check_causality(module, signature, x)
     parameters = {name: tensor.detach() for name, tensor in module.state_dict().items()}
     model = graph.step_graph(program, signature, list(parameters))
-    starts = {n: streaming.start_value(module, n, s).detach() for n, s in states.items() if isinstance(s.start, str)}
+    starts = stored_starts(module, states)
     graph.add_starts(model, starts)
     present = {name.removesuffix(".T") for name in model.graph.initializers}
     contract = contract_of(module, signature, present, parameters, starts, chunk, batch, facts)
@@ -142,8 +149,13 @@ def torch_program(
     valid = chunk * length > 1 or int(getattr(module, "look_ahead", 0)) > 0
     signature = Signature(module.inputs, module.outputs, states, valid)
     parameters = {key: tensor.detach() for key, tensor in module.state_dict().items()}
-    starts = {n: streaming.start_value(module, n, s).detach() for n, s in states.items() if isinstance(s.start, str)}
+    starts = stored_starts(module, states)
     return TorchProgram(module, contract_of(module, signature, parameters, parameters, starts, chunk, 1, facts))
+
+
+def stored_starts(module: nn.Module, states: Mapping[str, StateTensor]) -> dict[str, Tensor]:
+    """The start values that are tensors of the module rather than one number, by state."""
+    return {n: streaming.start_value(module, n, s).detach() for n, s in states.items() if isinstance(s.start, str)}
 
 
 def input_ports(module: nn.Module, example: Frames | None) -> tuple[Port, ...]:
@@ -199,7 +211,11 @@ def check_names(signature: Signature) -> None:
 
 
 def sample(ports: tuple[Port, ...], batch: int, frames: int) -> Frames:
-    """One chunk of legal inputs, seeded: normal features, uniform integers."""
+    """One chunk of legal inputs [batch, frames, *features], seeded: normal features, uniform integers.
+
+    Raises:
+        ExportError: integers without a range.
+    """
     draw = torch.Generator().manual_seed(0)
     chunk = {}
     for port in ports:

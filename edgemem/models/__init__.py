@@ -1,7 +1,8 @@
-"""The models that edgemem builds by name: each file of this folder lists its `MODELS`.
+"""The models that edgemem builds by name: each file named in `FILES` lists its `MODELS`.
 
-A model joins by one line in `FILES`. Its configuration is a frozen dataclass of numbers, booleans and strings
-whose `__post_init__` refuses what cannot work; `build` makes the module with random weights.
+A model joins by a line in that list, and its file by one in `FILES`. Its configuration is a frozen dataclass of
+numbers, booleans and strings whose `__post_init__` refuses what cannot work; `build` makes the module with random
+weights.
 """
 
 from __future__ import annotations
