@@ -42,7 +42,7 @@ def models(entries: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     early, cost = figure.subplots(1, 2)
-    for name, found in entries.items():
+    for name, found in sorted(entries.items()):
         (line,) = early.plot(found["early"]["share_heard"], np.multiply(100.0, found["early"]["accuracy"]), label=name)
         macs = found["macs_per_second_of_audio"] / 1e6
         for level, marker in zip(LEVELS, "os^", strict=True):
@@ -51,15 +51,18 @@ def models(entries: Mapping[str, Mapping[str, Any]], path: Path) -> None:
             f"{name}\n{found['parameters'] / 1000:.0f} k parameters",
             (macs, 100 * found["accuracy"]["clean"]),
             textcoords="offset points",
-            xytext=(6, 4),
+            xytext=(-8, 0),
             fontsize=8,
+            ha="right",
+            va="center",
         )
     early.axvline(1.0, color="0.7", linewidth=0.8)
     early.set(xlabel="share of the word heard (1: its end)", ylabel="accuracy, %", title="clean, held-out voices")
     early.legend(loc="lower right", fontsize=8)
     for marker, level in zip("os^", LEVELS.values(), strict=True):
         cost.plot([], [], marker, color="0.4", label=level)
-    cost.set(xlabel="million multiply-accumulates per second of audio", ylabel="accuracy, %", xscale="log")
-    cost.margins(x=0.3)
-    cost.legend(loc="lower right", fontsize=8)
+    cost.set(xlabel="million multiply-accumulates per second of audio", ylabel="accuracy, %")
+    cost.margins(x=0.2)
+    cost.set_xlim(left=0.0)
+    cost.legend(loc="lower left", fontsize=8)
     save(figure, path)
