@@ -25,11 +25,13 @@ def trial(
     seed: int = 0,
     tick: Callable[[], None] = lambda: None,
     relative: float = RELATIVE,
+    together: bool = False,
 ) -> Comparison:
     """Compare outputs and states of two programs over `steps` steps, each program carrying its own state.
 
     Three quarters of the steps are one run from the start state; the rest starts every 16 steps from a random state
-    inside the ranges that the contract declares.
+    inside the ranges that the contract declares. With `together` the candidate starts every step from the reference's
+    state.
     """
     rng = np.random.default_rng(seed)
     contract = candidate.contract
@@ -41,6 +43,8 @@ def trial(
             start = {state.name: random_state(state, rng) for state in contract.states}
             left.set(start)
             right.set(start)
+        elif together:
+            right.set(left.get())
         inputs = random_inputs(contract, rng)
         wanted = {name: np.array(value) for name, value in reference.step(inputs, left).items()}
         came = candidate.step(inputs, right)

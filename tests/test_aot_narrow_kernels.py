@@ -14,6 +14,7 @@ from tvm import relax
 
 from edgemem.runtimes.aot.quantized import products
 from edgemem.runtimes.aot.quantized.weights import Codes, Half, Int4, Int8, nibbles, widened
+from edgemem.runtimes.aot.schedules.matmul import Panel
 from tests.aot_kernels import HOST, run_module, run_tensors
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -98,8 +99,8 @@ def test_half_precision_in_integers(tmp_path: Path) -> None:
 
 
 def test_nibbles() -> None:
-    q = np.array([[-8, 7, 0, 1]], np.int8)
-    assert nibbles(q).tolist() == [[0 | 8 << 4, 15 | 9 << 4]]
+    q = np.arange(-8, 8, dtype=np.int8).reshape(8, 2)
+    assert [hex(word) for word in nibbles(Panel(2, 1, 2), q).view(np.uint32)[0, 0]] == ["0xeca86420", "0xfdb97531"]
 
 
 @pytest.mark.parametrize("x", [[0.0] * 20, [1.0, -3.0, 0.25], list(np.linspace(-7, 2, 33)), [5.0, 6.0], [-1e-30]])

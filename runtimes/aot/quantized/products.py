@@ -1,7 +1,7 @@
 """Operators of edgemem's own as tensor expressions; weights are packed for the core when the model is imported.
 
 w8, f16   y[n] = s[n] sum_k x[k] wide(w[k, n])                             panels [N / P, K, P]
-w4        y[n] = sum_g s[g, n] (sum_k x[k] nibble[k, n] - 8 sum_k x[k])    panels [N / P, K, P / 2]
+w4        y[n] = sum_g s[g, n] (sum_k x[k] nibble[k, n] - 8 sum_k x[k])    panels [N / P, K / 8, P]
 vq        y[n] = s[n] sum_g table[g, code[g, n]], table[g, c] = x[g] . book[c]      codes [N / P, K / dim, P]
           or, for many rows, a product with panels that are decoded first
 integer   y[n] = sum_k (x[k] - z) w[k, n], in int32                        panels [N / P, K, P]
@@ -20,7 +20,7 @@ from edgemem.runtimes.aot import dots, mathops
 from edgemem.runtimes.aot.folding import dtype_of, shape_of
 from edgemem.runtimes.aot.machine import Machine
 from edgemem.runtimes.aot.quantized import recogniser
-from edgemem.runtimes.aot.quantized.weights import GROUP, Codes, Half, Int4, Int8, Narrow, nibbles, widened
+from edgemem.runtimes.aot.quantized.weights import EIGHT, GROUP, Codes, Half, Int4, Int8, Narrow, nibbles, widened
 from edgemem.runtimes.aot.schedules import groups, lookup, rows
 from edgemem.runtimes.aot.schedules.matmul import PACKED, Panel, panel_of
 
@@ -127,13 +127,18 @@ def four_bit(builder: Any, x: Expr, matrix: Int4, shape: tuple[int, ...], machin
     count = matrix.scale.shape[0]
     q = np.pad(matrix.q, ((0, count * GROUP - len(matrix.q)), (0, 0)))
     scale = np.pad(matrix.scale, ((0, 0), (0, panel.count * panel.columns - shape[-1])))
+    half = scale.astype(np.float16)
+    held = half.view(np.uint16) if np.array_equal(half.astype(np.float32), scale) else scale
     return emitted(
-        builder, "product_w4", lambda a, w, s: four_bit_form(a, w, s, shape, panel), x, nibbles(panel.packed(q)), scale
+        builder, "product_w4", lambda a, w, s: four_bit_form(a, w, s, shape, panel), x, nibbles(panel, q), held
     )
 
 
 def four_bit_form(x: Any, w: Any, scale: Any, shape: tuple[int, ...], panel: Panel) -> Any:
-    """x [..., K], w uint8 [N / P, K, P / 2], scale [K / 32, N] -> [..., N]"""
+    """x [..., K], w int32 [N / P, K / 8, P], scale [K / 32, N] in float32 or bits of float16 -> [..., N]
+
+    A nibble n among the bits of a float32 makes it 1 + n / 16, that is (q + 24) / 16.
+    """
     lead, width, count = shape[:-1], int(x.shape[-1]), int(scale.shape[0])
     if width < count * GROUP:
         inner, nothing = x, tirx.const(0.0, FLOAT)
@@ -142,28 +147,54 @@ def four_bit_form(x: Any, w: Any, scale: Any, shape: tuple[int, ...], panel: Pan
             lambda *i: tirx.if_then_else(i[-1] < width, inner(*i[:-1], tirx.min(i[-1], width - 1)), nothing),
             name=groups.PAD,
         )
-    j, k = te.reduce_axis((0, GROUP), name="j"), te.reduce_axis((0, GROUP), name="k")
-    total = te.compute((*lead, count), lambda *i: te.sum(x(*i[:-1], i[-1] * GROUP + j), axis=j), name=groups.SUM)
-    half_panel, eight = panel.columns // 2, tirx.const(8.0, FLOAT)
-
-    def nibble(row: Expr, n: Expr) -> Expr:
-        place = n % panel.columns
-        byte = w(n // panel.columns, row, place % half_panel)
-        shift = (place // half_panel * 4).astype("uint8")
-        return ((byte >> shift) & tirx.const(15, "uint8")).astype(FLOAT)
+    j = te.reduce_axis((0, GROUP // groups.LANES), name="j")
+    some = te.compute(
+        (*lead, count, groups.LANES),
+        lambda *i: te.sum(x(*i[:-2], i[-2] * GROUP + j * groups.LANES + i[-1]), axis=j),
+        name=groups.SUM,
+    )
+    total = te.compute((*lead, count), lambda *i: tree([some(*i, n) for n in range(groups.LANES)]), name=groups.SUMS)
+    word = te.reduce_axis((0, GROUP // EIGHT), name="word")
 
     def part(*i: Any) -> Any:
-        row = i[-2] * GROUP + k
-        return te.sum(x(*i[:-2], row) * nibble(row, i[-1]), axis=k)
+        bits = w(i[-1] // panel.columns, i[-2] * (GROUP // EIGHT) + word, i[-1] % panel.columns)
+        first = i[-2] * GROUP + word * EIGHT
+        terms = [x(*i[:-2], first + k) * with_nibble(bits, k) for k in range(EIGHT)]
+        return te.sum(sum(terms[1:], terms[0]), axis=word)
 
     parts = te.compute((*lead, count, panel.count * panel.columns), part, name=groups.PART)
     g = te.reduce_axis((0, count), name="g")
+    middle = tirx.const(1.5, FLOAT)
+
+    def step(*i: Any) -> Any:
+        value = scale(*i)
+        return widened(value, 2.0**116) if str(value.ty.dtype) == "uint16" else value * tirx.const(16.0, FLOAT)
+
     y = te.compute(
         (*lead, panel.count * panel.columns),
-        lambda *i: te.sum((parts(*i[:-1], g, i[-1]) - total(*i[:-1], g) * eight) * scale(g, i[-1]), axis=g),
+        lambda *i: te.sum((parts(*i[:-1], g, i[-1]) - total(*i[:-1], g) * middle) * step(g, i[-1]), axis=g),
         name=groups.TOTAL,
     )
     return trimmed(y, shape)
+
+
+def with_nibble(bits: Expr, k: int) -> Expr:
+    """The float32 with nibble `k` of a word as the highest bits of its fraction, and exponent 0."""
+
+    def number(value: int) -> Expr:
+        return tirx.const(value, "int32")
+
+    up = 19 - 4 * k
+    moved = bits << number(up) if up >= 0 else bits >> number(-up)
+    return tirx.reinterpret(FLOAT, (moved & number(0x780000)) | number(0x3F800000))
+
+
+def tree(terms: list[Expr]) -> Expr:
+    """Their sum, halves first."""
+    if len(terms) == 1:
+        return terms[0]
+    middle = len(terms) // 2
+    return tree(terms[:middle]) + tree(terms[middle:])
 
 
 def looked_up(builder: Any, x: Expr, matrix: Codes, shape: tuple[int, ...], machine: Machine) -> Expr:

@@ -15,9 +15,12 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
+from edgemem.runtimes.aot.schedules.matmul import Panel
+
 Array = np.ndarray[Any, np.dtype[Any]]
 Expr = Any
 GROUP = 32
+EIGHT = 8  # 4-bit weights in a word
 
 
 @dataclass(frozen=True)
@@ -79,19 +82,20 @@ class Codes:
 Narrow = Half | Int8 | Int4 | Codes
 
 
-def widened(bits: Expr) -> Expr:
+def widened(bits: Expr, factor: float = 2.0**112) -> Expr:
     """The float32 of a float16 given as uint16, in integer arithmetic: any core, no library, exact but for NaN.
 
-    Exponent and fraction move to their places in a float32, whose exponent is then too small by 112.
+    Exponent and fraction move to their places in a float32, whose exponent is then too small by 112: `factor` makes
+    that good, and may do more.
     """
     word = bits.astype("uint32")
     magnitude = (word & tirx.const(0x7FFF, "uint32")) << tirx.const(13, "uint32")
     sign = (word & tirx.const(0x8000, "uint32")) << tirx.const(16, "uint32")
-    return tirx.reinterpret("float32", magnitude | sign) * tirx.const(2.0**112, "float32")
+    return tirx.reinterpret("float32", magnitude | sign) * tirx.const(factor, "float32")
 
 
-def nibbles(q: Array) -> Array:
-    """-8..7 [..., P] -> uint8 [..., P / 2]: byte j holds column j in its low half, column j + P / 2 in its high one."""
-    bits = (q + 8).astype(np.uint8)
-    half = q.shape[-1] // 2
-    return np.ascontiguousarray(bits[..., :half] | (bits[..., half:] << 4))
+def nibbles(panel: Panel, q: Array) -> Array:
+    """-8..7 [K, N] -> int32 [N / P, K / 8, P]: the weight plus 8 of input i among eight in bits 4 i to 4 i + 3."""
+    bits = panel.packed((q + 8).astype(np.uint32)).reshape(panel.count, -1, EIGHT, panel.columns)
+    shifts = np.arange(0, 4 * EIGHT, 4, dtype=np.uint32)[:, None]
+    return np.ascontiguousarray(np.bitwise_or.reduce(bits << shifts, axis=2)).view(np.int32)

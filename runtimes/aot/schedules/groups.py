@@ -1,8 +1,8 @@
 """Products with 4-bit weights in groups of 32 inputs.
 
 for each panel of P columns, for each tile of rows, for each group:
-    part [R, P] = sum of 32 x[r, k] nibble[k, :]           in registers
-    acc  [R, P] += (part - 8 sum x[r, group]) s[group, :]
+    part [R, P] = sum of 32 x[r, k] f[k, :]                f = 1.5 + q / 16, in registers
+    acc  [R, P] += (part - 1.5 sum x[r, group]) 16 s[group, :]
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ from typing import Any
 
 from edgemem.runtimes.aot.machine import Machine
 from edgemem.runtimes.aot.schedules.blocks import block_names
-from edgemem.runtimes.aot.schedules.matmul import SCALAR_PANEL, UNROLLED, Panel, follow, tile_rows
+from edgemem.runtimes.aot.schedules.matmul import SCALAR_PANEL, Panel, follow, tile_rows
 
-PAD, SUM, PART, TOTAL = "group_pad", "group_sum", "group_part", "group_total"
-VECTORS = 4  # per panel: two come from low halves of bytes, two from high ones
+PAD, SUM, SUMS, PART, TOTAL = "group_pad", "group_sum", "group_sums", "group_part", "group_total"
+LANES = 8  # partial sums of a group
+VECTORS = {True: (4, 3), False: (2, 3)}  # per panel: many registers, few
 
 
 def panel_of(machine: Machine, columns: int) -> Panel:
-    """Panels of an even number of vectors."""
+    """Panels of few vectors: each takes two accumulators."""
     if machine.lanes == 1:
         return Panel(SCALAR_PANEL, -(-columns // SCALAR_PANEL), columns)
     vectors = -(-columns // machine.lanes)
-    width = (2 if vectors <= 2 else VECTORS) * machine.lanes
-    return Panel(width, -(-columns // width), columns)
+    widths = VECTORS[machine.registers >= 32]
+    width = next((width for width in widths if vectors % width == 0), min(vectors, widths[0]))
+    return Panel(width * machine.lanes, -(-vectors // width), columns)
 
 
 def schedule(sch: Any, machine: Machine) -> None:
@@ -31,11 +33,10 @@ def schedule(sch: Any, machine: Machine) -> None:
     names = block_names(sch)
     followers = names[names.index(TOTAL) + 1 :]
     total, part = sch.get_sblock(TOTAL), sch.get_sblock(PART)
-    weights = next(
-        r.source for r in sch.get(part).reads if len(r.source.shape) == 3 and str(r.source.ty.dtype) == "uint8"
-    )
-    panel = 2 * int(weights.shape[-1])
-    lanes = min(machine.lanes, panel // 2)
+    weights = next(r.source for r in sch.get(part).reads if len(r.source.shape) == 3 and is_word(r.source))
+    panel = int(weights.shape[-1])
+    lanes = min(machine.lanes, panel & -panel)
+    in_lanes(sch, machine)
     *outer, column, group = sch.get_loops(total)
     sizes = [int(sch.get(loop).extent) for loop in outer]
     at = max((index for index, extent in enumerate(sizes) if extent > 1), default=len(sizes) - 1)
@@ -50,19 +51,32 @@ def schedule(sch: Any, machine: Machine) -> None:
         follow(sch, followers, row, lanes)
     sch.set_scope(part, 0, "local")
     sch.compute_at(part, group, preserve_unit_loops=True)
-    *_, rows_of_part, _, part_column, k = (
+    *_, rows_of_part, _, part_column, word = (
         sch.get_loops(part) if at == len(sizes) - 1 else reordered(sch, part, at, len(sizes))
     )
     part_vector, part_lane = sch.split(part_column, [None, lanes])
-    k, in_k = sch.split(k, [None, UNROLLED])
-    sch.reorder(k, in_k, rows_of_part, part_vector, part_lane)
+    sch.reorder(word, rows_of_part, part_vector, part_lane)
     if lanes > 1:
         sch.vectorize(lane)
         sch.vectorize(part_lane)
-    for loop in (vector, in_row, part_vector, rows_of_part, in_k):
+    for loop in (vector, in_row, part_vector, rows_of_part, word):
         sch.unroll(loop)
-    sch.decompose_reduction(part, k)
+    sch.decompose_reduction(part, word)
     sch.decompose_reduction(total, group)
+
+
+def is_word(buffer: Any) -> bool:
+    return str(buffer.ty.dtype) == "int32"
+
+
+def in_lanes(sch: Any, machine: Machine) -> None:
+    """Partial sums of a group in a vector."""
+    block = sch.get_sblock(SUM)
+    *_, lane, step = sch.get_loops(block)
+    sch.reorder(step, lane)
+    if machine.lanes > 1:
+        sch.vectorize(lane)
+    sch.decompose_reduction(block, step)
 
 
 def reordered(sch: Any, part: Any, at: int, axes: int) -> list[Any]:
