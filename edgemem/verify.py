@@ -8,9 +8,9 @@
 
 The torch module is rebuilt from the contract's configuration and the file's initializers. A stage holds if and only
 if `max_abs_error` <= `tolerance`, which is 1e-5 of the largest reference value of the worst tensor, at least 1e-6.
-A quantized file is compared with its parent under onnxruntime, and its other runtimes with onnxruntime on the file. Where
-a scheme rounds activations to 8 bits, two runtimes may round a number in the middle of two steps apart: there, every step
-starts from onnxruntime's state, and one step of int8 is allowed.
+A quantized file is compared with its parent under onnxruntime, and its other runtimes with onnxruntime on the file.
+Where a scheme rounds activations to 8 bits, two runtimes may round a number in the middle of two steps apart: there,
+every step starts from onnxruntime's state, and one step of int8 is allowed.
 """
 
 from __future__ import annotations
