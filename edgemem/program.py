@@ -61,6 +61,7 @@ class Program(ABC):
 
     runtime: str
     contract: Contract
+    integer = False  # whether a step runs in integers and rounds where onnxruntime, in float, does not
     weight_bytes: int  # of the weights as they are stored, shared by all streams
 
     @abstractmethod

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 ROUNDED = "w8a8"  # schemes that begin so round activations
 INT8_STEP = 1 / 127  # of a tensor's largest value
 RESET_STEPS = 16  # a state left out of a reset shows at once or after it has been mixed in
+INTEGER_STEPS = 4  # of int8, that a step in integers throughout may be away from the same step in float
 SEQUENCE_FRAMES = 256  # of the whole-sequence form
 
 
@@ -159,7 +160,8 @@ def on_one_file(
     """A runtime against onnxruntime on the same quantized file."""
     if not scheme.startswith(ROUNDED):
         return compared(name, base, program, steps, seed, tick)
-    return stage(name, base.runtime, steps, trial(base, program, steps, seed, tick, INT8_STEP, together=True))
+    allowed = INT8_STEP * (INTEGER_STEPS if program.integer else 1)
+    return stage(name, base.runtime, steps, trial(base, program, steps, seed, tick, allowed, together=True))
 
 
 def float_stages(parent: ModelFile, program: Program, steps: int, seed: int) -> list[Stage]:

@@ -43,8 +43,8 @@ def command(
     edgemem verify q.onnx --reference r.onnx --json
     edgemem verify k.onnx --board mps2_an386 --board mps2_an500 --steps 200 --json
 
-    For a microcontroller, JSON also says whether a free run gives the very bytes of the program compiled for this
-    machine (byte_equal), and the instructions of a step that its emulator counts (instructions_per_step).
+    For a microcontroller, JSON also says whether a free run gives the very bytes of this machine (byte_equal; of a
+    step in integers, those of its reference), and the instructions of a step that the emulator counts.
     """
     from edgemem.errors import CheckFailed
     from edgemem.program import load
@@ -83,8 +83,18 @@ def firmware_proofs(
     boards = {name: program for name, program in programs.items() if isinstance(program, BoardProgram)}
     if not boards:
         return {}
-    host = load(file, runtime="aot")
-    return {name: proof(program, host, steps, seed, tick) for name, program in boards.items()}
+    hosts: dict[bool, Program] = {}
+    for program in boards.values():
+        if program.integer not in hosts:
+            hosts[program.integer] = integer_reference(file) if program.integer else load(file, runtime="aot")
+    return {name: proof(program, hosts[program.integer], steps, seed, tick) for name, program in boards.items()}
+
+
+def integer_reference(file: Path) -> Program:
+    """The step in integers, in NumPy."""
+    from edgemem.runtimes.integer.reference import IntegerProgram
+
+    return IntegerProgram(file)
 
 
 def with_proofs(report: Report, proofs: Mapping[str, Proof]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from edgemem import __version__, modelfile
 from edgemem import contract as contracts
@@ -95,6 +95,40 @@ class Kernels:
         """All kernels as one object."""
         self.built().write_to_file(str(path), "o")
 
+    @property
+    def target(self) -> str:
+        return str(self.machine.target)
+
+    def objects(self, folder: Path, tools: Toolchain) -> list[Path]:
+        """The object of all kernels, as it is linked."""
+        path = folder / f"{self.name}_kernels.o"
+        self.object_file(path)
+        tools.tidy(path.name, folder)
+        return [path]
+
+    def sources(self, folder: Path) -> list[str]:
+        """C files that a project has to compile: none, the kernels are an object."""
+        return []
+
+    def assembly(self, folder: Path, tools: Toolchain) -> str:
+        """All kernels as text, to see how much stack they take."""
+        return str(self.built().inspect_source("asm"))
+
+    def facts(self, source: emit.Source) -> list[dict[str, Any]]:
+        """Kernels for the manifest."""
+        return [kernel_facts(variant, source) for variant in self.variants.values()]
+
+
+class AnyKernels(Protocol):
+    """Kernels of a step, whoever makes them: an object of TVM's, or C sources."""
+
+    @property
+    def target(self) -> str: ...
+    def objects(self, folder: Path, tools: Toolchain) -> list[Path]: ...
+    def sources(self, folder: Path) -> list[str]: ...
+    def assembly(self, folder: Path, tools: Toolchain) -> str: ...
+    def facts(self, source: emit.Source) -> list[dict[str, Any]]: ...
+
 
 def compile_model(
     path: str | Path,
@@ -144,7 +178,7 @@ class Generated:
     model: modelfile.ModelFile
     source: emit.Source
     blob: bytes
-    kernels: Kernels
+    kernels: AnyKernels
     products: list[dict[str, Any]]  # which kernel computes each product of the model, and why no better one
 
 
@@ -215,7 +249,6 @@ def source_of(
         )
         for placed in plan.calls
     ]
-    fingerprint = hashlib.sha256(canonical(identity(model)).encode()).digest()
     return emit.Source(
         name=name,
         contract=model.contract,
@@ -223,10 +256,15 @@ def source_of(
         plan=plan,
         symbols=symbols,
         start_offsets=offsets,
-        identity=int.from_bytes(fingerprint[:8], "little"),
+        identity=fingerprint(model),
         weight_bytes=len(blob),
         checksum=emit.checksum(bytes(blob)),
     ), bytes(blob)
+
+
+def fingerprint(model: modelfile.ModelFile) -> int:
+    """64 bits of what a state block depends on."""
+    return int.from_bytes(hashlib.sha256(canonical(identity(model)).encode()).digest()[:8], "little")
 
 
 def identity(model: modelfile.ModelFile) -> dict[str, Any]:
@@ -267,7 +305,7 @@ def check_budget(board: Board, model: str, source: emit.Source) -> None:
         )
 
 
-def build(folder: Path, source: emit.Source, blob: bytes, kernels: Kernels, tools: Toolchain) -> None:
+def build(folder: Path, source: emit.Source, blob: bytes, kernels: AnyKernels, tools: Toolchain) -> None:
     """All files of a program but its manifest."""
     n = source.name
     (folder / f"{n}.h").write_text(emit.header(source))
@@ -276,8 +314,7 @@ def build(folder: Path, source: emit.Source, blob: bytes, kernels: Kernels, tool
     (folder / f"{n}_weights.S").write_text(emit.weights_text(n, source.plan.alignment))
     (folder / "exports.map").write_text(f"{{ global: {n}_reset; {n}_step; {n}_step_bound; {n}_finite; {n}_state; "
                                         f"{n}_check; local: *; }};\n")  # fmt: skip
-    kernels.object_file(folder / f"{n}_kernels.o")
-    tools.tidy(f"{n}_kernels.o", folder)
+    kernels.objects(folder, tools)
     tools.compile(f"{n}.c", f"{n}.o", folder, *WARNINGS, *FLAGS)
     tools.compile(f"{n}_weights.S", f"{n}_weights.o", folder)
     objects = [f"{n}.o", f"{n}_kernels.o", f"{n}_weights.o"]
@@ -304,7 +341,7 @@ def front_end(folder: Path, source: emit.Source) -> list[str]:
 
 
 def manifest_of(
-    folder: Path, model: modelfile.ModelFile, board: Board, source: emit.Source, kernels: Kernels, tools: Toolchain
+    folder: Path, model: modelfile.ModelFile, board: Board, source: emit.Source, kernels: AnyKernels, tools: Toolchain
 ) -> dict[str, Any]:
     """What was compiled, by what, and where everything lies."""
     plan = source.plan
@@ -317,7 +354,7 @@ def manifest_of(
         "compiled_by": {
             "edgemem": __version__,
             "tvm": metadata.version("apache-tvm"),
-            "target": str(kernels.machine.target),
+            "target": kernels.target,
             "compiler": tools.version,
             "flags": [*tools.flags, *WARNINGS, *FLAGS],
         },
@@ -331,7 +368,7 @@ def manifest_of(
             slot.name: {"offsets": [slot.first.offset, *([slot.second.offset] if slot.second else [])]}
             for slot in plan.states.values()
         },
-        "kernels": [kernel_facts(variant, source) for variant in kernels.variants.values()],
+        "kernels": kernels.facts(source),
         "calls": [
             call_facts(placed, symbol, source) for placed, symbol in zip(plan.calls, source.symbols, strict=True)
         ],

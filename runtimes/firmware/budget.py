@@ -6,6 +6,7 @@ ram     stack (a bound), data, inputs and outputs, state, arena
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from edgemem.boards import Board
 from edgemem.errors import BudgetError
 from edgemem.runtimes.aot.compiler import Generated
 from edgemem.runtimes.aot.emit import Source
+from edgemem.runtimes.aot.toolchain import Toolchain
 from edgemem.runtimes.firmware import build, elf, sources
 from edgemem.runtimes.firmware.stack import stack_bytes
 from edgemem.runtimes.firmware.vectors import Vectors
 from edgemem.text import human_bytes
 
 SNAPSHOT_HEADER_BYTES = 20
+NESTED = 3  # functions of an integer kernel that are open at once
 DATA_BYTES = 64  # variables of console, counter and snapshots
 FIRMWARE_CODE_BYTES = 3600  # start-up, console, self-test, snapshots, and what comes of a C library
 CALL_BYTES, ARGUMENT_BYTES = 4, 6  # of the driver
@@ -54,17 +57,17 @@ def bank_bytes(board: Board, source: Source) -> int:
     return up(SNAPSHOT_HEADER_BYTES + states, board.flash_page_bytes)
 
 
-def predicted(board: Board, program: Generated, checks: Vectors, kernels: Path) -> Budget:
-    """What the firmware will take; `kernels` is the object of its kernels."""
+def predicted(board: Board, program: Generated, checks: Vectors, folder: Path, tools: Toolchain) -> Budget:
+    """What the firmware will take; its kernels are compiled into `folder` to be weighed."""
     source = program.source
     flash = {
-        "code": code_bytes(board, program, kernels),
+        "code": code_bytes(board, program, program.kernels.objects(folder, tools)),
         "weights": source.weight_bytes,
         "test_vectors": up(checks.nbytes, 16) + 32,
         "snapshots": 2 * bank_bytes(board, source),
     }
     ram = {
-        "stack": stack_bytes(str(program.kernels.built().inspect_source("asm"))),
+        "stack": stack_bytes(program.kernels.assembly(folder, tools), NESTED if program.kernels.sources(folder) else 1),
         "data": DATA_BYTES,
         "io": sources.io_bytes(source),
         "state": source.plan.state_bytes,
@@ -73,11 +76,12 @@ def predicted(board: Board, program: Generated, checks: Vectors, kernels: Path) 
     return Budget(flash, ram)
 
 
-def code_bytes(board: Board, program: Generated, kernels: Path) -> int:
+def code_bytes(board: Board, program: Generated, objects: Sequence[Path]) -> int:
     """Kernels as they are, the driver by its calls, and what every firmware has."""
     calls = program.source.plan.calls
     arguments = sum(len(c.call.reads) + len(c.call.writes) + len(c.work) for c in calls)
-    own = sum(s.nbytes for s in elf.read(kernels).sections if s.allocated and s.name.startswith((".text", ".rodata")))
+    sections = [s for path in objects for s in elf.read(path).sections]
+    own = sum(s.nbytes for s in sections if s.allocated and s.name.startswith((".text", ".rodata")))
     library = SOFT_FLOAT_BYTES.get(str(board.triple).partition("-")[0], 0) if build.soft(board) else 0
     return own + CALL_BYTES * len(calls) + ARGUMENT_BYTES * arguments + FIRMWARE_CODE_BYTES + library
 

@@ -23,6 +23,7 @@ from edgemem.errors import CheckFailed, MissingDependency, StreamError
 from edgemem.program import Array, Program, StateBlock
 from edgemem.runtimes.aot.load import OK, refused
 from edgemem.runtimes.firmware.build import IMAGE
+from edgemem.runtimes.integer.states import DTYPE, as_float, as_integers
 
 if TYPE_CHECKING:
     from edgemem.contract import Contract
@@ -145,8 +146,15 @@ class Session:
 class BoardState(StateBlock):
     """A running board that holds the state of one stream."""
 
-    def __init__(self, command: Sequence[str], contract: Contract, timeout_s: float = TIMEOUT_S) -> None:
-        self._contract = contract
+    def __init__(
+        self,
+        command: Sequence[str],
+        contract: Contract,
+        scales: Mapping[str, float] | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        self._contract, self._scales = contract, dict(scales or {})
+        self._kinds = {s.name: DTYPE if s.name in self._scales else s.dtype for s in contract.states}
         self.session = Session(command, timeout_s)
         try:
             self.session.started()
@@ -161,10 +169,13 @@ class BoardState(StateBlock):
 
     def get(self) -> dict[str, Array]:
         self.session.send(b"G")
-        return {state.name: self._array(state.shape, state.dtype) for state in self._contract.states}
+        states = self._contract.states
+        return as_float({s.name: self._array(s.shape, self._kinds[s.name]) for s in states}, self._scales)
 
     def set(self, values: Mapping[str, Array]) -> None:
-        states = (np.asarray(values[s.name], np.dtype(s.dtype).newbyteorder("<")) for s in self._contract.states)
+        stored = as_integers(values, self._scales)
+        kinds = [(stored[s.name], np.dtype(self._kinds[s.name]).newbyteorder("<")) for s in self._contract.states]
+        states = (np.asarray(value, kind) for value, kind in kinds)
         self._done(b"P" + b"".join(state.tobytes() for state in states))
 
     def reset(self) -> None:
@@ -215,13 +226,16 @@ class BoardState(StateBlock):
 class BoardProgram(Program):
     """Firmware on an emulated board; every stream is a board of its own."""
 
-    def __init__(self, board: Board, image: Path, contract: Contract, weight_bytes: int) -> None:
+    def __init__(
+        self, board: Board, image: Path, contract: Contract, weight_bytes: int, integer: Mapping[str, Any]
+    ) -> None:
         self.contract, self.weight_bytes = contract, weight_bytes
+        self.integer, self._scales = bool(integer.get("step")), dict(integer.get("state_scales", {}))
         self.board, self.runtime = board, f"aot on {board.name}"
         self._image, self._command = image, command_of(board, image)
 
     def new_state(self) -> BoardState:
-        return BoardState(self._command, self.contract)
+        return BoardState(self._command, self.contract, self._scales)
 
     def step(self, inputs: Mapping[str, Array], state: StateBlock) -> dict[str, Array]:
         assert isinstance(state, BoardState)
@@ -246,4 +260,5 @@ def board_program(folder: Path, manifest: Mapping[str, Any], contract: Contract)
         MissingDependency: the board has no emulator, or it is not installed.
     """
     board = Board.model_validate(manifest["board"])
-    return BoardProgram(board, folder / IMAGE, contract, int(manifest["bytes"]["weights"]))
+    integer = manifest.get("integer", {})
+    return BoardProgram(board, folder / IMAGE, contract, int(manifest["bytes"]["weights"]), integer)

@@ -16,7 +16,7 @@ COUNTED_STEPS = 16
 
 @dataclass(frozen=True)
 class Proof:
-    """`byte_equal`: outputs and states of a free run are the bytes that the program compiled for this machine gives."""
+    """`byte_equal`: outputs and states of a free run are the bytes that this machine gives."""
 
     byte_equal: bool
     first_difference: str | None
@@ -26,7 +26,7 @@ class Proof:
 def proof(
     program: BoardProgram, host: Program, steps: int, seed: int = 0, tick: Callable[[], None] = lambda: None
 ) -> Proof:
-    """Run firmware beside the same model compiled for this machine, from the start state; count its instructions."""
+    """Run firmware from the start state beside a program of this machine; count its instructions."""
     first = first_difference(program, host, steps, seed, tick)
     count, _ = program.instructions(COUNTED_STEPS)
     return Proof(first is None, first, round(count, 1))

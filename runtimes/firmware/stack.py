@@ -1,4 +1,4 @@
-"""A bound of the stack that a firmware needs, from the assembly text of its kernels: none of them calls another."""
+"""A bound of the stack that a firmware needs, from the assembly text of its kernels."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ REALIGNED_BYTES = 16  # what rounding the stack pointer down may cost
 WORD_BYTES = 4
 LOWERED = (
     re.compile(r"\bsub(?:\.w|w)?\s+sp, (?:sp, )?#(\d+)"),  # Arm
-    re.compile(r"\baddi\s+sp, sp, -(\d+)"),  # RISC-V
+    re.compile(r"\baddi\s+sp, ?sp, ?-(\d+)"),  # RISC-V
     re.compile(r"\[sp, #-(\d+)\]!"),
 )
-PUSHED = re.compile(r"\b(v?push)(?:\.w)?\s+\{([^}]*)\}")
+PUSHED = re.compile(r"\b(v?push)(?:\.\w+)?\s+\{([^}]*)\}")
 OFFSET = re.compile(r"\.cfi_def_cfa_offset (\d+)")
 REALIGNED = re.compile(r"\bmov\s+sp, r\d|\bandi?\s+sp, sp")
 
 
-def stack_bytes(assembly: str) -> int:
-    """The deepest kernel's frame and every call around it, in whole steps of 64 bytes."""
+def stack_bytes(assembly: str, nested: int) -> int:
+    """Frames of the deepest kernel and all around it, in whole steps of 64 bytes; `nested` functions at once.
+
+    Kernels of TVM's call nothing; an integer operation calls a shared kernel, and that the function which stores.
+    """
     frames = [frame_bytes(text) for text in re.split(r"^\w+:", assembly, flags=re.MULTILINE)]
-    needed = max(frames, default=0) + OUTSIDE_BYTES
+    needed = sum(sorted(frames)[-nested:]) + OUTSIDE_BYTES
     return -(-needed // STEP_BYTES) * STEP_BYTES
 
 

@@ -13,6 +13,7 @@ from edgemem.trial import random_inputs
 STEPS = 4
 MOST_BYTES = 8192  # of flash for all vectors, if one step fits
 SEED = 20
+EIGHT_BITS = 2.0**-6  # two steps of int8
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Vectors:
         return sum(a.nbytes for step in (*self.inputs, *self.outputs) for a in step)
 
 
-def vectors(program: Program, exact: bool = False) -> Vectors:
-    """Vectors of a program; `exact` asks for equal bytes of floats too."""
+def vectors(program: Program, exact: bool = False, rounded: bool = False) -> Vectors:
+    """Vectors of a program; `exact` asks for equal bytes of floats, `rounded` allows for int8 that round elsewhere."""
     contract, rng, state = program.contract, np.random.default_rng(SEED), program.new_state()
     inputs, outputs = [], []
     for _ in range(STEPS):
@@ -42,14 +43,18 @@ def vectors(program: Program, exact: bool = False) -> Vectors:
         outputs.append(tuple(np.array(result[port.name]) for port in contract.outputs))
     one = sum(a.nbytes for a in (*inputs[0], *outputs[0]))
     count = max(1, min(STEPS, MOST_BYTES // one))
-    return Vectors(tuple(inputs[:count]), tuple(outputs[:count]), tolerances(outputs[:count], exact))
+    return Vectors(
+        tuple(inputs[:count]),
+        tuple(outputs[:count]),
+        tolerances(outputs[:count], exact, EIGHT_BITS if rounded else RELATIVE),
+    )
 
 
-def tolerances(outputs: list[tuple[Array, ...]], exact: bool) -> tuple[float, ...]:
-    """What `edgemem verify` allows of each output, over these steps."""
+def tolerances(outputs: list[tuple[Array, ...]], exact: bool, relative: float) -> tuple[float, ...]:
+    """What is allowed of each output, over these steps."""
     result = []
     for values in zip(*outputs, strict=True):
         largest = max(float(np.abs(value).max()) for value in values)
         floats = values[0].dtype == np.float32
-        result.append(0.0 if exact or not floats else max(FLOOR, RELATIVE * largest))
+        result.append(0.0 if exact or not floats else max(FLOOR, relative * largest))
     return tuple(result)

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgemem.boards import Board
 from edgemem.errors import CompileError
+from edgemem.modelfile import open_model
 from edgemem.program import load
 from edgemem.runtimes.aot import emit
 from edgemem.runtimes.aot.compiler import (
@@ -24,6 +25,9 @@ from edgemem.runtimes.aot.compiler import (
 from edgemem.runtimes.aot.toolchain import toolchain
 from edgemem.runtimes.firmware import budget, build, elf, layout, sources
 from edgemem.runtimes.firmware.vectors import Vectors, vectors
+from edgemem.runtimes.integer.generate import IntegerKernels, is_integer
+from edgemem.runtimes.integer.generate import generated as integer_step
+from edgemem.runtimes.integer.lower import NotInteger
 
 
 def write_firmware(
@@ -37,15 +41,13 @@ def write_firmware(
         MissingDependency: TVM, the board's C compiler or GNU Make is not installed.
     """
     tools = toolchain(board)
-    program = generated(path, board, name, progress)
+    program, reason = program_of(path, board, name, progress)
     progress("test vectors")
-    checks = vectors(load(path))
+    checks = test_vectors(path, program, reason)
     progress("generating code")
     with tempfile.TemporaryDirectory(prefix=".edgemem-", dir=existing_parent(output)) as folder:
         place = Path(folder)
-        program.kernels.object_file(place / f"{program.source.name}_kernels.o")
-        tools.tidy(f"{program.source.name}_kernels.o", place)
-        predicted = budget.predicted(board, program, checks, place / f"{program.source.name}_kernels.o")
+        predicted = budget.predicted(board, program, checks, place, tools)
         budget.check(board, program, predicted)
         write_project(place, board, program, checks, predicted)
         progress("building")
@@ -53,11 +55,41 @@ def write_firmware(
         manifest = manifest_of(place, program.model, board, program.source, program.kernels, tools)
         manifest["budget"] = budget.weighed(board, predicted, elf.read(place / build.IMAGE))
         manifest["products"] = program.products
-        clean(place)
+        manifest["integer"] = integer_facts(program, reason)
+        clean(place, program)
         write_manifest(place, manifest)
         shutil.rmtree(output / build.SHARED, ignore_errors=True)
         install(place, output)
     return manifest
+
+
+def program_of(
+    path: Path, board: Board, name: str | None, progress: Callable[[str], None]
+) -> tuple[Generated, str | None]:
+    """The step in integers where the file's scheme is made for that, else with float kernels, and why not."""
+    if not is_integer(open_model(path).contract):
+        return generated(path, board, name, progress), "the scheme has no fixed scales"
+    try:
+        progress("lowering to integers")
+        return integer_step(path, name), None
+    except NotInteger as error:
+        return generated(path, board, name, progress), str(error)
+
+
+def test_vectors(path: Path, program: Generated, reason: str | None) -> Vectors:
+    """Vectors of the integer reference, to be met byte for byte, or of onnxruntime."""
+    if reason is None:
+        from edgemem.runtimes.integer.reference import IntegerProgram
+
+        return vectors(IntegerProgram(path), exact=True)
+    return vectors(load(path), rounded=str(program.model.contract.quant.get("scheme")).startswith("w8a8"))
+
+
+def integer_facts(program: Generated, reason: str | None) -> dict[str, Any]:
+    """Whether the step runs in integers, why not, and the scales of the states that are kept as integers."""
+    if not isinstance(program.kernels, IntegerKernels):
+        return {"step": False, "reason": reason, "state_scales": {}}
+    return {"step": True, "reason": None, "state_scales": program.kernels.step.scales}
 
 
 def write_project(folder: Path, board: Board, program: Generated, checks: Vectors, predicted: budget.Budget) -> None:
@@ -78,15 +110,17 @@ def write_project(folder: Path, board: Board, program: Generated, checks: Vector
     if board.boot == "rp2040":
         build.write_boot_checksum(board, folder)
     files = [*shared, f"{build.SHARED}/edgemem_model.c", f"{build.SHARED}/vectors.c", f"{name}.c", f"{name}_weights.S"]
-    (folder / "Makefile").write_text(build.makefile(board, name, files))
-    (folder / "CMakeLists.txt").write_text(build.cmakelists(board, name, files))
+    kernels = program.kernels.sources(folder)
+    (folder / "Makefile").write_text(build.makefile(board, name, files, kernels))
+    (folder / "CMakeLists.txt").write_text(build.cmakelists(board, name, files, kernels))
     (folder / "toolchain.cmake").write_text(build.toolchain_cmake(board))
 
 
-def clean(folder: Path) -> None:
-    """Drop what `make` can make again; the kernels stay."""
+def clean(folder: Path, program: Generated) -> None:
+    """Drop what `make` can make again; kernels that are an object stay."""
+    kept = () if program.kernels.sources(folder) else (f"{program.source.name}_kernels.o",)
     for file in folder.rglob("*.o"):
-        if not file.name.endswith("_kernels.o"):
+        if file.name not in kept:
             file.unlink()
 
 

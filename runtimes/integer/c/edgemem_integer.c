@@ -1,0 +1,180 @@
+#include "edgemem_integer.h"
+
+#if defined(EDGEMEM_PORTABLE)
+#define EDGEMEM_DSP 0
+#define EDGEMEM_MVE 0
+#else
+#if defined(__ARM_FEATURE_MVE) && (__ARM_FEATURE_MVE & 1)
+#define EDGEMEM_MVE 1
+#else
+#define EDGEMEM_MVE 0
+#endif
+#if defined(__ARM_FEATURE_DSP) && defined(__ARM_FEATURE_SIMD32) && !EDGEMEM_MVE
+#define EDGEMEM_DSP 1
+#else
+#define EDGEMEM_DSP 0
+#endif
+#endif
+
+#if EDGEMEM_MVE
+#include <arm_mve.h>
+#elif EDGEMEM_DSP
+#include <arm_acle.h>
+#endif
+
+enum { BLOCK = 4 }; /* outputs whose sums run together: x is read once for all of them */
+
+void edgemem_put(void *y, int32_t i, int64_t value, int32_t shift, const edgemem_out *out)
+{
+    int64_t v = ((value + ((int64_t)1 << (shift - 1))) >> shift) + out->zero;
+    if (v < out->low) v = out->low;
+    if (v > out->high) v = out->high;
+    if (out->bytes == 1) ((int8_t *)y)[i] = (int8_t)v;
+    else ((int16_t *)y)[i] = (int16_t)v;
+}
+
+#if EDGEMEM_DSP
+
+static inline uint32_t word(const int8_t *p)
+{
+    uint32_t value;
+    __builtin_memcpy(&value, p, sizeof value); /* one load, also where the compiler is told of no C library */
+    return value;
+}
+
+static inline uint32_t rotated(uint32_t value)
+{
+    return (value >> 8) | (value << 24); /* one instruction with the extension that follows */
+}
+
+#endif
+
+/* Four sums over the same x; rows of w are `depth` apart. */
+static inline void four_sums(const int8_t *x, const int8_t *w, int32_t depth, int32_t sums[BLOCK])
+{
+    const int8_t *a = w, *b = w + depth, *c = w + 2 * depth, *d = w + 3 * depth;
+    int32_t s0 = sums[0], s1 = sums[1], s2 = sums[2], s3 = sums[3], k = 0;
+#if EDGEMEM_MVE
+    for (; k < depth; k += 16) {
+        const mve_pred16_t lanes = vctp8q((uint32_t)(depth - k));
+        const int8x16_t v = vldrbq_z_s8(x + k, lanes);
+        s0 = vmladavaq_p_s8(s0, v, vldrbq_z_s8(a + k, lanes), lanes);
+        s1 = vmladavaq_p_s8(s1, v, vldrbq_z_s8(b + k, lanes), lanes);
+        s2 = vmladavaq_p_s8(s2, v, vldrbq_z_s8(c + k, lanes), lanes);
+        s3 = vmladavaq_p_s8(s3, v, vldrbq_z_s8(d + k, lanes), lanes);
+    }
+#else
+#if EDGEMEM_DSP
+    for (; k + 4 <= depth; k += 4) {
+        const uint32_t v = word(x + k), p = word(a + k), q = word(b + k), r = word(c + k), t = word(d + k);
+        const int16x2_t even = __sxtb16(v), odd = __sxtb16(rotated(v));
+        s0 = __smlad(__sxtb16(rotated(p)), odd, __smlad(__sxtb16(p), even, s0));
+        s1 = __smlad(__sxtb16(rotated(q)), odd, __smlad(__sxtb16(q), even, s1));
+        s2 = __smlad(__sxtb16(rotated(r)), odd, __smlad(__sxtb16(r), even, s2));
+        s3 = __smlad(__sxtb16(rotated(t)), odd, __smlad(__sxtb16(t), even, s3));
+    }
+#endif
+    for (; k < depth; ++k) {
+        const int32_t v = x[k];
+        s0 += v * a[k];
+        s1 += v * b[k];
+        s2 += v * c[k];
+        s3 += v * d[k];
+    }
+#endif
+    sums[0] = s0;
+    sums[1] = s1;
+    sums[2] = s2;
+    sums[3] = s3;
+}
+
+void edgemem_product8(const int8_t *x, const int8_t *w, const int32_t *bias, const int32_t *factor, void *y,
+                      int32_t rows, int32_t outputs, int32_t depth, int32_t shift, const edgemem_out *out)
+{
+    int32_t r, n, k, i, sums[BLOCK];
+    for (r = 0; r < rows; ++r, x += depth) {
+        for (n = 0; n + BLOCK <= outputs; n += BLOCK) {
+            for (i = 0; i < BLOCK; ++i) sums[i] = bias[n + i];
+            four_sums(x, w + n * depth, depth, sums);
+            for (i = 0; i < BLOCK; ++i) {
+                edgemem_put(y, r * outputs + n + i, (int64_t)sums[i] * factor[n + i], shift, out);
+            }
+        }
+        for (; n < outputs; ++n) {
+            int32_t sum = bias[n];
+            for (k = 0; k < depth; ++k) sum += (int32_t)x[k] * w[n * depth + k];
+            edgemem_put(y, r * outputs + n, (int64_t)sum * factor[n], shift, out);
+        }
+    }
+}
+
+void edgemem_product16(const int16_t *x, const int16_t *w, const int32_t *factor, void *y, int32_t rows,
+                       int32_t outputs, int32_t depth, int32_t shift, const edgemem_out *out)
+{
+    int32_t r, n, k;
+    for (r = 0; r < rows; ++r, x += depth) {
+        for (n = 0; n < outputs; ++n) {
+            const int16_t *row = w + n * depth;
+            int64_t sum = 0;
+            for (k = 0; k < depth; ++k) sum += (int32_t)x[k] * row[k];
+            edgemem_put(y, r * outputs + n, sum * factor[n], shift, out);
+        }
+    }
+}
+
+uint32_t edgemem_root(uint64_t value)
+{
+    uint64_t root = 0, bit = (uint64_t)1 << 62;
+    while (bit > value) bit >>= 2;
+    for (; bit != 0; bit >>= 2) {
+        if (value >= root + bit) {
+            value -= root + bit;
+            root = (root >> 1) + bit;
+        } else {
+            root >>= 1;
+        }
+    }
+    return (uint32_t)root;
+}
+
+/*
+ * With S = sum x and V = n sum x^2 - S^2, a normalised element is (n x - S) / sqrt(V + epsilon). The root is taken of
+ * V times a power of 4 that fills 62 bits, and its reciprocal once for the row, so that elements only multiply.
+ */
+void edgemem_layer_norm(const int16_t *x, const int32_t *gain, const int32_t *bias, void *y, int32_t rows,
+                        int32_t count, int64_t epsilon, int32_t shift, const edgemem_out *out)
+{
+    int32_t r, i;
+    for (r = 0; r < rows; ++r, x += count) {
+        int32_t sum = 0, moved = 0;
+        int64_t squares = 0;
+        uint64_t spread, inverse;
+        for (i = 0; i < count; ++i) {
+            sum += x[i];
+            squares += (int32_t)x[i] * x[i];
+        }
+        spread = (uint64_t)(squares * count - (int64_t)sum * sum + epsilon);
+        for (; (spread >> 60) == 0; spread <<= 2) ++moved;
+        inverse = ((uint64_t)1 << 62) / edgemem_root(spread); /* of a root of 31 bits: 32 bits; 2^(62 + moved) / root */
+        for (i = 0; i < count; ++i) {
+            const int64_t apart = (int64_t)count * x[i] - sum;
+            const int64_t even = (apart * (int64_t)(inverse >> 2)) >> (44 - moved); /* 16 bits behind the point */
+            edgemem_put(y, r * count + i, ((even * gain[i]) >> 16) + bias[i], shift, out);
+        }
+    }
+}
+
+void edgemem_quantize(const float *x, void *y, int32_t count, float scale, const edgemem_out *out)
+{
+    int32_t i;
+    for (i = 0; i < count; ++i) {
+        const float low = (float)(out->low - out->zero), high = (float)(out->high - out->zero);
+        volatile float v = x[i] / scale; /* volatile: no core may keep more digits than the others */
+        if (!(v > low)) v = low;
+        if (v > high) v = high;
+        v += 12582912.0f; /* 1.5 * 2^23: what is behind the point is rounded off, ties to even */
+        v -= 12582912.0f;
+        if (out->bytes == 1) ((int8_t *)y)[i] = (int8_t)((int32_t)v + out->zero);
+        else ((int16_t *)y)[i] = (int16_t)((int32_t)v + out->zero);
+    }
+}

@@ -1,0 +1,134 @@
+"""The step of a `w8a8` file in integers: near onnxruntime step by step, and the same bytes on every emulated core."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import edgemem
+from edgemem.runtimes.aot.graph import Tensor
+from edgemem.runtimes.integer import kernels
+from edgemem.runtimes.integer.lower import NotInteger, lowered, whole_numbers
+from edgemem.runtimes.integer.reference import IntegerProgram
+from edgemem.runtimes.integer.states import as_float, as_integers
+from edgemem.trial import random_state, trial
+from edgemem.verify import INT8_STEP, INTEGER_STEPS
+from tests.test_firmware import manifest, needs
+
+pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
+SPOTTER = {"layers": 1, "width": 24, "order": 6, "channels": 3, "convolutions": 2, "features": 22}
+CORES = ("mps2_an385", "mps2_an386", "mps3_an547")  # portable, SMLAD, Helium
+
+
+@pytest.fixture(scope="module")
+def spotter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small keyword spotter in `w8a8`, widths that no block of a kernel divides among them."""
+    from edgemem.export import export_model
+
+    folder = tmp_path_factory.mktemp("integer")
+    export_model("kws-lmuformer", folder / "k.onnx", SPOTTER, seed=1)
+    return quantized(folder / "k.onnx", folder / "k8.onnx")
+
+
+def quantized(path: Path, into: Path) -> Path:
+    from edgemem.quant import quantize
+
+    width = edgemem.load(path).contract.inputs[0].shape[-1]
+    np.save(into.with_suffix(".npy"), np.random.default_rng(4).standard_normal((96, width)).astype(np.float32))
+    quantize(path, into, "w8a8", calibrate=into.with_suffix(".npy"), smallest=64, steps=16)
+    return into
+
+
+def test_a_step_in_integers_is_near_the_step_in_float(spotter: Path) -> None:
+    """From onnxruntime's state, every output and state is within four steps of eight bits of it."""
+    allowed = INT8_STEP * INTEGER_STEPS
+    found = trial(edgemem.load(spotter), IntegerProgram(spotter), 64, relative=allowed, together=True)
+    assert found.holds, found.first_divergence
+
+
+def test_nothing_but_the_ends_and_wide_states_is_float(spotter: Path) -> None:
+    step = lowered(IntegerProgram(spotter).model)
+    wide = {s.name for s in edgemem.load(spotter).contract.states if s.quant.get("wide")}
+    assert set(step.scales) == {s.name for s in edgemem.load(spotter).contract.states} - wide
+    kinds = {operation.kind for operation in step.operations}
+    assert {"product8", "product16", "layer_norm", "sum", "scale"} <= kinds
+    for operation in step.operations:
+        dtypes = {tensor.dtype for tensor in (*operation.reads, operation.write)}
+        if operation.kind not in ("quantize", "dequantize", "wide", "move"):
+            assert "float32" not in dtypes, operation.kind
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_every_core_gives_the_same_bytes(spotter: Path, tmp_path: Path, core: str) -> None:
+    """A free run of outputs and states, from the start and from a random state that the host has put there."""
+    from edgemem.boards import board
+    from edgemem.runtimes.aot.compiler import compile_model
+    from edgemem.runtimes.firmware.proof import first_difference
+
+    needs(core)
+    compile_model(spotter, board(core), tmp_path / "fw", name="model")
+    facts = manifest(tmp_path / "fw")
+    assert facts["integer"]["step"] and facts["integer"]["state_scales"]
+    for part in ("state", "arena", "io", "stack"):
+        assert facts["budget"]["predicted"]["ram"][part] == facts["budget"]["linked"]["ram"][part], part
+    program, reference = edgemem.load(tmp_path / "fw"), IntegerProgram(spotter)
+    assert first_difference(program, reference, 24, 0) is None
+    here, there = reference.new_state(), program.new_state()
+    rng = np.random.default_rng(5)
+    start = {s.name: random_state(s, rng) for s in reference.contract.states}
+    here.set(start)
+    there.set(start)
+    x = {"features": rng.standard_normal((1, 1, SPOTTER["features"])).astype(np.float32)}
+    np.testing.assert_array_equal(program.step(x, there)["logits"], reference.step(x, here)["logits"])
+    assert all(there.get()[name].tobytes() == value.tobytes() for name, value in here.get().items())
+    assert there.stack_bytes() <= facts["budget"]["predicted"]["ram"]["stack"]  # type: ignore[attr-defined]
+
+
+def test_a_model_without_integer_kernels_keeps_float_ones_and_says_why(tmp_path: Path) -> None:
+    from edgemem.export import export_model
+
+    export_model("rwkv4", tmp_path / "r.onnx", {"layers": 1, "width": 16, "vocab": 11}, seed=1)
+    from edgemem.quant import quantize
+
+    np.save(tmp_path / "tokens.npy", np.random.default_rng(0).integers(0, 11, 64))
+    quantize(tmp_path / "r.onnx", tmp_path / "q.onnx", "w8a8", calibrate=tmp_path / "tokens.npy", smallest=64, steps=8)
+    with pytest.raises(NotInteger, match="input tokens of int64 has no integer kernel"):
+        IntegerProgram(tmp_path / "q.onnx")
+
+
+@given(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=8), st.integers(12, 31))
+def test_whole_numbers_are_the_nearest_that_fit(factors: list[float], bits: int) -> None:
+    weights, shift = whole_numbers(np.array(factors), bits)
+    assert np.abs(weights).max() < 2 ** (bits - 1) + 1
+    assert np.abs(weights * 2.0**-shift - factors).max() <= 2.0 ** -(shift + 1) * (1 + 1e-9)
+    assert np.abs(weights).max() >= 2 ** (bits - 3)  # no bit is given away
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 96), st.integers(1, 3), st.integers(0, 2**32 - 1), st.integers(1, 15))
+def test_layer_norm_in_integers_is_layer_norm(count: int, rows: int, seed: int, size: int) -> None:
+    """Within two steps of its result, whatever the spread of the row; a row of equal elements gives the bias."""
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-(2**size), 2**size, (rows, count)).astype(np.int16)
+    x[0] = x[0, 0]
+    gain, bias, scale = rng.uniform(0.2, 2, count), rng.uniform(-1, 1, count), 2.0**-11
+    both, shift = whole_numbers(np.stack([gain, bias]) / scale, 29)
+    tensors = [Tensor(i, "call", "", shape, "int16") for i, shape in enumerate(((rows, count), (count,), (count,)))]
+    target = Tensor(3, "call", "", (rows, count), "int16")
+    out = kernels.Out("int16", 0, -32768, 32767)
+    operation = kernels.layer_norm(tensors[0], 0, tensors[1], tensors[2], target, count**2, shift, out)
+    came = operation.run([x.reshape(-1), both[0], both[1]]).reshape(rows, count) * scale
+    wide = x.astype(np.float64)
+    wanted = (wide - wide.mean(1, keepdims=True)) / np.sqrt(wide.var(1, keepdims=True) + 1) * gain + bias
+    np.testing.assert_allclose(came, np.clip(wanted, -16, 16), atol=2 * scale + 2.0**-14 * count**0.5)
+
+
+def test_states_survive_the_way_to_integers_and_back() -> None:
+    scales, held = {"a": 0.01}, {"a": np.array([-32768, -1, 0, 32767], np.int16), "b": np.array([0.5], np.float32)}
+    there = as_float(held, scales)
+    assert all(np.array_equal(value, held[name]) for name, value in as_integers(there, scales).items())
+    assert as_integers({"a": np.array([np.nan, 1e9])}, scales)["a"].tolist() == [0, 32767]
