@@ -1,11 +1,15 @@
 """Boards: what a device has, read from one TOML file each in the `devices` folder.
 
 name = "rpi4"                       the file's name
+title = "Raspberry Pi 4, 64-bit"    what people call it
 kind = "linux"                      `linux`: a process under an operating system; `bare`: firmware
 triple = "aarch64-linux-gnu"        LLVM's name of the machine
 core = "cortex-a72"                 LLVM's name of the processor; `native`: the one that compiles
 features = ["+neon"]                LLVM's names of what the core has beyond its default
+abi, float_abi                      LLVM's names of how functions pass arguments, where there is a choice
 vector_bits = 128                   width of a SIMD register, 0 where there are none
+vector_registers = 32               how many a kernel may fill; scalar ones, where there are no SIMD registers
+clock_hz = 1_500_000_000            of the core
 compiler = "aarch64-linux-gnu-gcc"  C compiler for the generated driver, with `compiler_flags`
 emulator = ["qemu-aarch64", ...]    command that runs a program of the board on this machine
 ram_bytes = 1_073_741_824           what a program may use, where there is a limit

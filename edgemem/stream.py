@@ -402,11 +402,13 @@ class Stream:
         wanted = {state.name: state for state in self.contract.states}
         if set(values) != set(wanted):
             odd = sorted(set(values) ^ set(wanted))[0]
-            raise error(f"state {odd} is {'unknown' if odd in values else 'missing'}; the model has {sorted(wanted)}")
+            what = "unknown" if odd in values else "missing"
+            raise error(f"state {odd} is {what}; give exactly the states of the model, {', '.join(sorted(wanted))}")
         for name, state in wanted.items():
             array = values[name]
             if array.shape != tuple(state.shape) or str(array.dtype) != state.dtype:
                 raise error(
-                    f"state {name}: {state.dtype}{list(state.shape)} was wanted, {array.dtype}{list(array.shape)} came"
+                    f"state {name}: {state.dtype}{list(state.shape)} was wanted, {array.dtype}{list(array.shape)} "
+                    "came; give it as `Stream.state` has it"
                 )
         return {name: values[name] for name in wanted}
