@@ -52,25 +52,6 @@ def checked(logits: Array) -> Array:
     return scores
 
 
-def encode(text: str, encoding: str | None) -> Array:
-    """Token ids [tokens] int64 of a text: in the encoding `bytes`, those of its UTF-8; `Decoder` is the inverse.
-
-    Bytes that Python read from a command line and could not decode (surrogate escapes) come back as they were.
-
-    Raises:
-        UsageError: an encoding other than `bytes`.
-        InputError: a text that has no UTF-8.
-    """
-    if encoding != "bytes":
-        raise UsageError(f"encoding {encoding!r} makes no tokens of text; there is 'bytes'")
-    try:
-        return np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8).astype(np.int64)
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"text: character {error.start} is {text[error.start]!a}, half of a pair, which UTF-8 has not; leave it out"
-        ) from error
-
-
 class Decoder:
     """Text of tokens, one by one; a character appears when its last byte has come.
 
