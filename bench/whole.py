@@ -16,6 +16,7 @@ import numpy as np
 from bench.tasks.bytes.data import BEGIN, files
 from bench.tasks.kws import evaluation
 from bench.tasks.kws.data import FOLDER
+from edgemem.audio import PCM16_FULL_SCALE
 from edgemem.evaluation import evaluate
 from edgemem.program import Program, load
 from edgemem.runner import softmax
@@ -45,7 +46,7 @@ def spotted(program: Program, clips: evaluation.Clips) -> dict[str, Any]:
     right = 0
     for sound, label in zip(clips.clips, clips.labels, strict=True):
         stream.reset()
-        samples = sound.astype(np.float32) / np.float32(32_768)
+        samples = sound.astype(np.float32) / np.float32(PCM16_FULL_SCALE)
         rows = np.concatenate([stream.push_samples(samples).values, stream.flush().values])
         right += kws.clip_decision(softmax(rows), names)[0] == kws.LABELS[label]
     return {"metric": "accuracy", "quality": right / len(clips.labels), "of": f"{len(clips.labels)} clips"}

@@ -34,7 +34,6 @@ BLOCK_SAMPLES = 320  # 20 ms, as a sound card would deliver them
 VERIFY_STEPS = 1000
 SCHEME = "w8a8"
 TIMED_FRAMES, WARM_FRAMES = 300, 20
-SILENT = ("silence", "unknown")
 
 
 @dataclass(frozen=True)
@@ -157,6 +156,8 @@ def picture(heard: Listening, labels: tuple[str, ...], path: Path) -> None:
     """Waveform with the spoken words, and the posterior of every keyword, as a PNG."""
     from matplotlib.figure import Figure
 
+    from edgemem.tasks.kws import QUIET
+
     figure = Figure(figsize=(11, 5), layout="constrained")
     wave, curves = figure.subplots(2, 1, sharex=True)
     wave.plot(np.arange(len(heard.sound)) / heard.sample_rate, heard.sound, linewidth=0.4, color="0.4")
@@ -165,7 +166,7 @@ def picture(heard: Listening, labels: tuple[str, ...], path: Path) -> None:
         wave.text(word["start"], 0.95, word["word"], transform=wave.get_xaxis_transform(), va="top", fontsize=8)
     wave.set_ylabel("waveform")
     for index, label in enumerate(labels):
-        if label not in SILENT and heard.probabilities[:, index].max() > 0.3:
+        if label not in QUIET and heard.probabilities[:, index].max() > 0.3:
             curves.plot(heard.t_end, heard.probabilities[:, index], label=label)
     curves.set(xlabel="seconds", ylabel="posterior", ylim=(0, 1.02))
     if curves.lines:

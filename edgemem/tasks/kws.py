@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgemem.audio import PCM16_FULL_SCALE
 from edgemem.errors import InputError, UsageError
 from edgemem.tasks import Score, Tick, quiet
 
@@ -136,7 +137,7 @@ def excerpt() -> tuple[Array, Array]:
     from edgemem.checkpoints import packaged
 
     with np.load(packaged("kws_excerpt.npz"), allow_pickle=False) as file:
-        return file["clips"].astype(np.float32) / np.float32(32_768), file["labels"]
+        return file["clips"].astype(np.float32) / np.float32(PCM16_FULL_SCALE), file["labels"]
 
 
 def refusal(contract: Contract) -> str | None:
