@@ -10,7 +10,7 @@ Where things are:
     describe  contract, consistency, modelfile, onnxfile, weights  what a file promises, and whether it holds
     stream    program, inputs, stream, snapshot, frontend, audio   steps, pushes, time, state as a file
     prove     trial, compare, reference, narrow, verify            two programs of one model, step by step
-    judge     tasks/, evaluation, measure, inspect                 how good, how fast, how large
+    judge     tasks/, evaluation, measure, peers/, inspect         how good, how fast, how large
     show      cli/, runner, generate, demo, boards, text           what people see
 """
 
