@@ -2,7 +2,7 @@
 
 w8, f16   y[n] = s[n] sum_k x[k] wide(w[k, n])                             panels [N / P, K, P]
 w4        y[n] = sum_g s[g, n] (sum_k x[k] nibble[k, n] - 8 sum_k x[k])    panels [N / P, K / 8, P]
-vq        y[n] = s[n] sum_g table[g, code[g, n]], table[g, c] = x[g] . book[c]      codes [N / P, K / dim, P]
+vq        y[n] = s[n] sum_k x[k] book[code[k / dim, n], k mod dim]         codes [N / C, K / dim, C]
           or, for many rows, a product with panels that are decoded first
 integer   y[n] = sum_k (x[k] - z) w[k, n], in int32                        panels [N / P, K, P]
 """
@@ -84,7 +84,7 @@ def product(builder: Any, x: Expr, matrix: Narrow, machine: Machine) -> Expr:
         )  # fmt: skip
     if isinstance(matrix, Int4):
         return four_bit(builder, x, matrix, shape, machine)
-    if lookup.pays(count, matrix, machine):
+    if count <= lookup.MOST_ROWS:
         return looked_up(builder, x, matrix, shape, machine)
     return decoded_product(builder, x, matrix, shape, panel)
 
@@ -198,28 +198,26 @@ def tree(terms: list[Expr]) -> Expr:
 
 
 def looked_up(builder: Any, x: Expr, matrix: Codes, shape: tuple[int, ...], machine: Machine) -> Expr:
-    """Products of x with every entry of the codebooks, then one addition per code."""
-    books = np.ascontiguousarray(matrix.books.transpose(0, 2, 1))  # [R, dim, codes]
-    codes = np.ascontiguousarray(matrix.codes.transpose(0, 2, 1))  # [R, K / dim, N]
+    """Codebook entries multiplied as they are read."""
     dim, count = matrix.dim, len(matrix.codes)
+    panel = lookup.panel_of(machine, math.prod(shape[:-1]), shape[-1], dim)
+    codes = np.stack([panel.packed(part.T) for part in matrix.codes])  # [R, N / C, K / dim, C]
 
     def form(a: Any, c: Any, b: Any, s: Any) -> Any:
-        lead, parts, entries = shape[:-1], int(c.shape[1]), int(b.shape[2])
-        d = te.reduce_axis((0, dim), name="d")
-        table = te.compute(
-            (*lead, count, parts, entries),
-            lambda *i: te.sum(a(*i[:-3], i[-2] * dim + d) * b(i[-3], d, i[-1]), axis=d),
-            name=lookup.TABLE,
-        )
-        r, g = te.reduce_axis((0, count), name="r"), te.reduce_axis((0, parts), name="g")
-        y = te.compute(
-            shape,
-            lambda *i: te.sum(table(*i[:-1], r, g, c(r, g, i[-1]).astype("int32")), axis=[r, g]),
-            name=lookup.TOTAL,
-        )
-        return te.compute(shape, lambda *i: y(*i) * s(i[-1]), name=lookup.SCALED)
+        g = te.reduce_axis((0, int(c.shape[2])), name="g")
 
-    return emitted(builder, "product_vq", form, x, codes, books, matrix.scale)
+        def part(*i: Any) -> Any:
+            *row, n, d = i
+            terms = [b(r, c(r, n // panel.columns, g, n % panel.columns).astype("int32"), d) for r in range(count)]
+            return te.sum(a(*row, g * dim + d) * sum(terms[1:], terms[0]), axis=g)
+
+        padded = (*shape[:-1], panel.count * panel.columns)
+        parts = te.compute((*padded, dim), part, name=lookup.PARTS)
+        y = te.compute(padded, lambda *i: tree([parts(*i, d) for d in range(dim)]) * s(i[-1]), name=lookup.TOTAL)
+        return trimmed(y, shape)
+
+    scale = np.pad(matrix.scale, (0, panel.count * panel.columns - shape[-1]))
+    return emitted(builder, "product_vq", form, x, codes, matrix.books, scale)
 
 
 def decoded_product(builder: Any, x: Expr, matrix: Codes, shape: tuple[int, ...], panel: Panel) -> Expr:
