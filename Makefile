@@ -42,7 +42,7 @@ wheel: $(INSTALLED)
 bench: $(INSTALLED)
 	$(SINGLE) $(BIN)/python -m bench.footprint
 	$(SINGLE) $(BIN)/python -m bench.stream_overhead
-	$(SINGLE) $(BIN)/python -m bench.compiled --mid
+	$(SINGLE) $(BIN)/python -m bench.compiled
 
 boards:
 	@missing=""; for package in $(BOARD_PACKAGES); do \

@@ -1,56 +1,239 @@
-"""How far are compiled steps from what the machine can do, and from onnxruntime?
+"""How far are compiled steps from what the machine can do, and from other engines?
 
-python -m bench.compiled [--mid]
+python -m bench.compiled [--peers onnxruntime,openvino,litert] [STEP...]
 
-writes bench/results/compiled.json: microseconds of a step in both runtimes, called from Python and from C, on one
-thread, and how often they hold the roofline of `edgemem.measure`.
+writes bench/results/compiled.json: microseconds of a step in both runtimes and in other engines, on one thread, called
+from Python and from C, and how often they hold the roofline of `edgemem.measure`; of the mid step also how long a
+process takes to its first output, and its memory. Steps that were not asked for stay as they were.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import statistics
+import subprocess
+import sys
 import tempfile
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.timing import write
+from bench.claims import Section, Table
+from bench.timing import RESULTS, write
 from edgemem.measure import measure
 
-STEPS = {
-    "small rwkv4": ("rwkv4", {"layers": 2, "width": 64, "vocab": 64}),
-    "keyword spotter": ("kws-lmuformer", {}),
+STEPS: Mapping[str, tuple[str, dict[str, object]]] = {
+    "small": ("rwkv4", {"layers": 2, "width": 64, "vocab": 64}),
+    "kws": ("kws-lmuformer", {}),
+    "mid": ("rwkv4", {"layers": 8, "width": 512, "vocab": 4096}),
+    "segment": ("memformer", {"layers": 4, "width": 256, "heads": 4, "slots": 16, "segment": 64}),
 }
-MID = {"mid rwkv4": ("rwkv4", {"layers": 8, "width": 512, "vocab": 4096})}
-ROUNDS = 30
+NAMES = {
+    "small": "RWKV-4, 2 layers of 64",
+    "kws": "the shipped keyword spotter",
+    "mid": "RWKV-4, 8 layers of 512",
+    "segment": "Memformer, 4 layers of 256, 64 rows a step",
+}
+PEERS = ("onnxruntime", "openvino", "litert")
+ROUNDS, STARTS = 30, 15
+HEADS = (
+    "step",
+    "weights and state",
+    "engine",
+    "p50 µs",
+    "spread",
+    "best µs",
+    "from C µs",
+    "x roofline",
+    "best x",
+    "aot takes",
+    "at best",
+)
+MB = 1e6
+SLACK_BYTES = 4e6  # of resident memory, beyond weights, state and arena
+# what is asked of each step: the engine, whose time (from C, or through Python), against what, at most
+GOALS: Sequence[tuple[str, str, str, float]] = (
+    ("small", "p50_us", "onnxruntime", 0.13),
+    ("small", "p50_us", "litert", 0.5),
+    ("small", "c_roofline_ratio", "roofline", 2.0),
+    ("kws", "p50_us", "litert", 0.6),
+    ("kws", "c_roofline_ratio", "roofline", 1.3),
+    ("mid", "roofline_ratio", "roofline", 1 / 0.9),
+    ("mid", "p50_us", "best peer", 1.05),
+    ("segment", "roofline_ratio", "roofline", 1 / 0.85),
+    ("segment", "p50_us", "best peer", 1.0),
+)
 
 
 def main() -> None:
-    from edgemem.export import export_model
-
     parser = argparse.ArgumentParser()
-    parser.add_argument("--mid", action="store_true", help="also the 29-million-parameter step, which takes minutes")
-    steps: dict[str, tuple[str, dict[str, object]]] = STEPS | (MID if parser.parse_args().mid else {})
-    with tempfile.TemporaryDirectory() as folder:
-        rows = []
-        for label, (model, settings) in steps.items():
-            path = Path(folder) / f"{label.replace(' ', '_')}.onnx"
-            export_model(model, path, settings)
-            found = measure([path], ("ort", "aot"), rounds=ROUNDS)
-            rows += [{**row, "file": label} for row in found["rows"]]
-    print(f"{found['machine']['cpu']}, {found['machine']['cores']} cores | 1 thread | {ROUNDS} rounds")
-    print(f"{'step':<16}{'runtime':<8}{'p50 us':>8}{'from C us':>12}{'x roofline':>13}{'x onnxruntime':>16}")
-    for row in rows:
-        print(line(row, next(r["p50_us"] for r in rows if r["file"] == row["file"] and r["runtime"] == "ort")))
-    write("compiled", {"rounds": ROUNDS, "rows": rows})
+    parser.add_argument("steps", nargs="*", default=[*STEPS], metavar="STEP", help=f"of {', '.join(STEPS)}")
+    parser.add_argument("--peers", default=",".join(PEERS), help="engines beside it; empty: none")
+    arguments = parser.parse_args()
+    against = [name for name in arguments.peers.split(",") if name]
+    result: dict[str, Any] = {"rounds": ROUNDS, "steps": {}}
+    for label in arguments.steps:
+        with tempfile.TemporaryDirectory(prefix="edgemem-") as folder:
+            found, program, seconds = measured(label, Path(folder), against)
+            rows = [row | {"file": label} for row in found["rows"]]
+            result["steps"][label] = {"rows": rows, "compile_s": round(seconds, 2), "skipped": found.get("skipped", [])}
+            result["peers"] = found.get("peers", {})
+            for row in rows:
+                print(line(row, rows), flush=True)
+            if label == "mid":
+                result["start"] = start(program)
+                print(f"mid: {result['start']}", flush=True)
+    path = RESULTS / "compiled.json"
+    if path.is_file():  # steps that were not measured now stay as they were
+        kept = json.loads(path.read_text())
+        result = {**kept, **result, "steps": {**kept["steps"], **result["steps"]}}
+    write("compiled", result)
 
 
-def line(row: dict[str, Any], base_us: float) -> str:
+def measured(label: str, folder: Path, against: Sequence[str]) -> tuple[dict[str, Any], Path, float]:
+    """The rows of one step, the compiled folder, and the seconds that compiling took."""
+    from edgemem.boards import board
+    from edgemem.export import export_model
+    from edgemem.runtimes.aot.compiler import compile_model
+
+    model, settings = STEPS[label]
+    path = folder / f"{label}.onnx"
+    export_model(model, path, settings)
+    begin = time.perf_counter()
+    compile_model(path, board("host"), folder / "program", name="measured")
+    seconds = time.perf_counter() - begin
+    found = measure([path], ("ort", "aot"), rounds=ROUNDS, against=against)
+    return found, folder / "program", seconds
+
+
+def start(program: Path) -> dict[str, Any]:
+    """Milliseconds from the start of a process to its first output, and the memory it then holds; medians."""
+    sizes = json.loads((program / "manifest.json").read_text())["bytes"]
+    token = bytes(8)
+    code = f"import edgemem; edgemem.load({str(program)!r}).stream().step([[0]])"
+    commands = {
+        "edgemem-run": [str(program / "edgemem-run")],
+        "python": [sys.executable, "-c", code],
+        "python, numpy alone": [sys.executable, "-c", "import numpy"],
+    }
+    times: dict[str, list[float]] = {command: [] for command in commands}
+    resident = []
+    for _ in range(STARTS):
+        for command, arguments in commands.items():
+            begin = time.perf_counter()
+            if command != "edgemem-run":
+                subprocess.run(arguments, check=True)
+                times[command].append((time.perf_counter() - begin) * 1e3)
+                continue
+            process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(token)
+            process.stdin.flush()
+            process.stdout.read(1)
+            times[command].append((time.perf_counter() - begin) * 1e3)
+            resident.append(resident_bytes(process.pid))
+            process.communicate()
+    return {
+        "ms": {command: round(statistics.median(values), 1) for command, values in times.items()},
+        "resident_bytes": max(resident),
+        "planned_bytes": sizes["weights"] + sizes["state"] + sizes["arena"],
+    }
+
+
+def resident_bytes(pid: int) -> int:
+    """The most memory that a process has held; `getrusage` would count the process that started it."""
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(row.split()[1]) * 1024 for row in status if row.startswith("VmHWM"))
+
+
+def engine(rows: Sequence[Mapping[str, Any]], name: str, key: str) -> float | None:
+    """Microseconds of an engine, or of the best of all others."""
+    peers = {row["runtime"]: float(row[key]) for row in rows if row["runtime"] not in ("aot", "ort")}
+    return min(peers.values(), default=None) if name == "best peer" else peers.get(name)
+
+
+def line(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     """One row for people."""
     bare = f"{row['c_p50_us']:.1f}" if "c_p50_us" in row else ""
+    own = next(r["p50_us"] for r in rows if r["runtime"] == "aot")
     return (
-        f"{row['file']:<16}{row['runtime']:<8}{row['p50_us']:>8.1f}{bare:>12}{row['roofline_ratio']:>13.2f}"
-        f"{row['p50_us'] / base_us:>16.2f}"
+        f"{row['file']:<9}{row['runtime']:<12}{row['p50_us']:>10.1f}{bare:>12}{row['roofline_ratio']:>13.2f}"
+        f"{own / row['p50_us']:>12.2f}"
     )
+
+
+def section(result: Mapping[str, Any]) -> Section:
+    """The part of the results page."""
+    steps = result["steps"]
+    peers = ", ".join(f"{package} {version}" for found in result["peers"].values() for package, version in found.items()
+                      if package in ("onnxruntime", "openvino", "ai-edge-litert"))  # fmt: skip
+    began = result["start"]
+    return Section(
+        title="Compiled steps",
+        text=(
+            f"One step on one thread of {result['machine']['cpu']}, float32 weights; all engines in turn in "
+            f"{result['rounds']} rounds, each in a process and an environment of its own ({peers}), bound to its "
+            "buffers, once its outputs agree. The roofline, max(bytes / read bandwidth at that footprint, "
+            "multiply-accumulates / peak), is measured in the same rounds. `ort` and `aot` are timed through "
+            "`stream.step`, which checks and copies. Other processes ran on the machine's two cores at the same time: "
+            "where a step takes milliseconds, its median says how the engines were interrupted, and the shortest call "
+            "(`best`, beside the shortest roofline) says more about them."
+        ),
+        tables=[
+            Table("Steps", HEADS, [cells(label, row, steps[label]["rows"]) for label in STEPS
+                                   for row in steps[label]["rows"]]),
+            Table("What is asked of aot", ("step", "from", "against", "at most", "measured", "at best", ""),
+                  goals(steps)),
+            Table("Start and memory of the mid step, compiled in "
+                  f"{steps['mid']['compile_s']:.0f} s", ("what", "wanted", "measured", ""), starts(began)),
+        ],
+        recipe="bench.compiled",
+    )  # fmt: skip
+
+
+def cells(label: str, row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A row of the first table."""
+    own = next(other for other in rows if other["runtime"] == "aot")
+    bare = f"{row['c_p50_us']:,.1f}" if "c_p50_us" in row else ""
+    return [NAMES[label], f"{row['bytes_per_step'] / MB:.2f} MB", f"`{row['runtime']}`", f"{row['p50_us']:,.1f}",
+            f"{row['spread']:.1%}", f"{row['best_us']:,.1f}", bare, f"{row['roofline_ratio']:.2f}",
+            f"{row['best_roofline_ratio']:.2f}", f"{own['p50_us'] / row['p50_us']:.2f}",
+            f"{own['best_us'] / row['best_us']:.2f}"]  # fmt: skip
+
+
+def goals(steps: Mapping[str, Any]) -> list[list[str]]:
+    """What was wanted of each step, beside what came: by the medians, and by the shortest calls."""
+    lines = []
+    for label, key, against, most in GOALS:
+        rows = steps[label]["rows"]
+        own = next(row for row in rows if row["runtime"] == "aot")
+        if against == "roofline":
+            found = [own[key], own["best_roofline_ratio"] if key == "roofline_ratio" else None]
+        else:
+            found = [
+                own[column] / other if (other := engine(rows, against, column)) else None
+                for column in ("p50_us", "best_us")
+            ]
+        shown = ["–" if value is None else f"{value:.2f}" for value in found]
+        verdict = "not run" if found[0] is None else "reached" if found[0] <= most else "missed"
+        lines.append([NAMES[label], "C" if key.startswith("c_") else "Python", against, f"{most:.2f}", *shown, verdict])
+    return lines
+
+
+def starts(began: Mapping[str, Any]) -> list[list[str]]:
+    """Start-up and resident memory, beside what was wanted."""
+    ms = began["ms"]
+    above = ms["python"] - ms["python, numpy alone"]
+    beyond = began["resident_bytes"] - began["planned_bytes"]
+    rows = [
+        ("`edgemem-run`, start to first output", "30 ms", f"{ms['edgemem-run']:.1f} ms", ms["edgemem-run"] <= 30),
+        ("Python, start to end, beyond `import numpy`", "60 ms", f"{above:.1f} ms", above <= 60),
+        ("`edgemem-run`, resident beyond weights, state and arena", f"{SLACK_BYTES / MB:.0f} MB",
+         f"{beyond / MB:.1f} MB", beyond <= SLACK_BYTES),
+    ]  # fmt: skip
+    return [[what, wanted, came, "reached" if holds else "missed"] for what, wanted, came, holds in rows]
 
 
 if __name__ == "__main__":

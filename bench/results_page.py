@@ -11,7 +11,7 @@ import importlib.util
 import json
 from pathlib import Path
 
-from bench import quant_table
+from bench import compiled, quant_table
 from bench.claims import Claim, Section, markdown
 from bench.timing import RESULTS
 from edgemem.files import atomic_write
@@ -34,6 +34,8 @@ def sections() -> dict[str, Section]:
             found[name] = importlib.import_module(module).section(json.loads(path.read_text()))
     if (RESULTS / "quant.json").is_file():
         found["quant"] = quant_table.section(json.loads((RESULTS / "quant.json").read_text()))
+    if (RESULTS / "compiled.json").is_file():
+        found["compiled"] = compiled.section(json.loads((RESULTS / "compiled.json").read_text()))
     return found
 
 
