@@ -2,7 +2,9 @@
 
     roofline   max(bytes / read bandwidth at that footprint, multiply-accumulates / peak), measured in the same rounds
     p50, p99   of single calls of `stream.step`, over all rounds
+    best       the shortest call, and its distance from the shortest roofline: what a busy machine leaves to compare
     c_p50      the compiled step called from C in a loop, median of the rounds
+    pool       what the threads of such a step cost: they wake and meet as often, and compute nothing
 
 The machine's mood hits every candidate of a round alike, so ratios are medians of the ratios in each round.
 """
@@ -41,7 +43,7 @@ PROBE = r"""
 #include <stddef.h>
 typedef float v __attribute__((vector_size(BYTES), aligned(BYTES), may_alias));
 #define EACH(do) do(0) do(1) do(2) do(3) do(4) do(5) do(6) do(7)
-#define START(w) v sum##w = {0};
+#define START(w) v sum##w = {w}; /* different, so that no compiler makes one chain of eight */
 #define READ(w) sum##w += p[w];
 #define MULTIPLY(w) sum##w = a * sum##w + b;
 #define SUM(w) total += sum##w;
@@ -88,6 +90,7 @@ class Row:
     calls_us: list[float] = field(default_factory=list)
     rounds_us: list[float] = field(default_factory=list)
     c_rounds_us: list[float] = field(default_factory=list)
+    pool_rounds_us: list[float] = field(default_factory=list)
     rooflines_us: list[float] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -98,16 +101,20 @@ class Row:
             "threads": self.threads,
             "p50_us": round(p50, 3),
             "p99_us": round(float(np.percentile(self.calls_us, 99)), 3),
+            "best_us": round(min(self.calls_us), 3),
             "spread": round(spread(self.rounds_us), 4),
             "bytes_per_step": self.bytes_per_step,
             "macs_per_step": self.macs_per_step,
             "gb_per_s": round(self.bytes_per_step / p50 / 1e3, 3),
             "roofline_us": round(statistics.median(self.rooflines_us), 3),
             "roofline_ratio": round(self.ratio(self.rounds_us), 3),
+            "best_roofline_ratio": round(min(self.calls_us) / min(self.rooflines_us), 3),
         }
         if self.c_rounds_us:
             result["c_p50_us"] = round(statistics.median(self.c_rounds_us), 3)
             result["c_roofline_ratio"] = round(self.ratio(self.c_rounds_us), 3)
+        if self.pool_rounds_us:
+            result["pool_us"] = round(statistics.median(self.pool_rounds_us), 3)
         return result
 
     def ratio(self, times: Sequence[float]) -> float:
@@ -221,11 +228,15 @@ def is_lookup(node: Node, name: str, constants: Mapping[str, object]) -> bool:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What takes turns: `times` steps for a while and gives the microseconds of each step, `bare` the step for C."""
+    """What takes turns: `times` steps for a while and gives the microseconds of each step.
+
+    For callers in C, `bare` is the step and `pool` what its threads cost.
+    """
 
     row: Row
     times: Callable[[float], list[float]]
     bare: tuple[Any, Any] | None = None
+    pool: tuple[Any, Any] | None = None
 
 
 def measure(
@@ -270,6 +281,8 @@ def measure(
                 row.rooflines_us.append(limits[row.file])
                 if each.bare is not None:
                     row.c_rounds_us.append(probe.steps_us(*each.bare))
+                if each.pool is not None:
+                    row.pool_rounds_us.append(probe.steps_us(*each.pool))
             tick()
     ordered = sorted((each.row for each in candidates), key=lambda row: [str(file) for file in files].index(row.file))
     result = {"machine": machine(), "rows": [row.to_json() for row in ordered]}
@@ -311,7 +324,8 @@ def candidate(path: Path, runtime: str, threads: int, seed: int) -> Candidate:
         turn = (turn + 1) % INPUTS
         return stream.step(chunks[turn])
 
-    return Candidate(row, stepping(call), getattr(program, "bare_step", lambda: None)())
+    bare, pool = (getattr(program, name, lambda: None)() for name in ("bare_step", "pool"))
+    return Candidate(row, stepping(call), bare, pool)
 
 
 def peer_candidate(

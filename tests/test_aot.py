@@ -170,6 +170,7 @@ def test_the_library_needs_and_exports_nothing_else(programs: Path) -> None:
     library = programs / "rwkv4" / "model.so"
     defined = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True, text=True).stdout.split()
     api = {f"model_{name}" for name in ("reset", "step", "step_bound", "finite", "state", "check")}
+    api |= {f"model_team_{name}" for name in ("bytes", "start", "step", "idle", "stop")}
     assert {word for word in defined if word.startswith("model")} == api
     text = subprocess.run(["readelf", "-SW", library], capture_output=True, text=True).stdout
     assert " .data " not in text and " .bss " not in text  # no writable globals
@@ -241,8 +242,9 @@ def test_a_state_of_another_model_is_refused(programs: Path) -> None:
 
 
 def test_threads_and_outputs_that_cannot_be(programs: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="on one thread"):
-        edgemem.load(programs / "rwkv4", threads=2)
+    for threads in (0, 17):
+        with pytest.raises(UsageError, match=f"on 1 to 16 threads, {threads} came"):
+            edgemem.load(programs / "rwkv4", threads=threads)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"holds other files and no manifest\.json"):
         compiled(programs / "rwkv4.onnx", tmp_path)

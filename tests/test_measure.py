@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import statistics
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -87,3 +90,14 @@ def test_finite_agrees_with_numpy() -> None:
         array = np.array(values, np.float32)
         assert finite(array) == bool(np.isfinite(array).all())
         assert finite(array.reshape(1, -1)[:, ::-1]) == bool(np.isfinite(array).all())
+
+
+def test_the_multiply_probe_keeps_eight_chains(tmp_path: Path) -> None:
+    """Chains that start alike would be one to a compiler: the processor would look faster than it is."""
+    if shutil.which("objdump") is None:
+        pytest.skip("objdump is not installed")
+    measure.Probe(tmp_path)
+    command = ["objdump", "-d", "--no-show-raw-insn", tmp_path / "probe.so"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    body = text[text.index("<probe_multiply>:") :].partition("\n\n")[0]
+    assert len(re.findall(r"\s(v?f\w*madd\w*|v?mulps|fml[as]|vml[as]\S*|fmul)\s", body)) >= 8

@@ -96,5 +96,11 @@ def show(found: dict[str, Any]) -> None:
         f"{machine['cpu']}, {machine['cores']} cores" if "cpu" in machine else f"{machine['board']}, {machine['rpc']}"
     )
     console.print(table(heads, rows, title=where))
+    for row in found["rows"]:
+        if "pool_us" in row:
+            console.print(
+                f"{Path(row['file']).name}: {row['threads']} threads cost {row['pool_us']:.1f} µs of a step",
+                highlight=False,
+            )
     for peer in found.get("skipped", []):
         console.print(f"{peer['runtime']} does not run {Path(peer['file']).name}: {peer['reason']}", highlight=False)

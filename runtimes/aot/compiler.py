@@ -4,6 +4,7 @@ NAME.h NAME.c           what a C program includes, and the step in C99
 NAME_kernels.o          TVM's code for the board's core
 NAME_weights.bin .S     the weights, and the section that holds them
 NAME.so NAME.a          the same linked
+NAME_team.h NAME_team.c the step on several threads
 NAME.pc -config.cmake   how pkg-config and CMake find them
 NAME_frontend.h         of a model of sound, with edgemem_frontend.h and .c: features from samples
 manifest.json           contract, digests, compilers, sizes, memory plan, the PrimFunc behind each kernel
@@ -26,7 +27,7 @@ from edgemem import contract as contracts
 from edgemem.boards import Board
 from edgemem.digests import canonical
 from edgemem.errors import BudgetError, UsageError
-from edgemem.runtimes.aot import emit, emit_audio, emit_frontend, emit_package, emit_run
+from edgemem.runtimes.aot import emit, emit_audio, emit_calls, emit_frontend, emit_package, emit_run, emit_team
 from edgemem.runtimes.aot.aliasing import elementwise
 from edgemem.runtimes.aot.folding import folded
 from edgemem.runtimes.aot.graph import Graph, Tensor, graph_of
@@ -41,6 +42,8 @@ from edgemem.text import human_bytes
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+EXPORTED = ("reset", "step", "step_bound", "finite", "state", "check",
+            "team_bytes", "team_start", "team_step", "team_idle", "team_stop")  # fmt: skip
 GATHER = "take"  # PrimFuncs that read rows by index
 HINT_CHARACTERS = 40  # of a kernel's name that say what it computes
 
@@ -114,7 +117,7 @@ class Kernels:
         """All kernels as text, to see how much stack they take."""
         return str(self.built().inspect_source("asm"))
 
-    def facts(self, source: emit.Source) -> list[dict[str, Any]]:
+    def facts(self, source: emit_calls.Source) -> list[dict[str, Any]]:
         """Kernels for the manifest."""
         return [kernel_facts(variant, source) for variant in self.variants.values()]
 
@@ -127,7 +130,7 @@ class AnyKernels(Protocol):
     def objects(self, folder: Path, tools: Toolchain) -> list[Path]: ...
     def sources(self, folder: Path) -> list[str]: ...
     def assembly(self, folder: Path, tools: Toolchain) -> str: ...
-    def facts(self, source: emit.Source) -> list[dict[str, Any]]: ...
+    def facts(self, source: emit_calls.Source) -> list[dict[str, Any]]: ...
 
 
 def compile_model(
@@ -176,7 +179,7 @@ class Generated:
     """A model as source text, weights and kernels, before any of it is written."""
 
     model: modelfile.ModelFile
-    source: emit.Source
+    source: emit_calls.Source
     blob: bytes
     kernels: AnyKernels
     products: list[dict[str, Any]]  # which kernel computes each product of the model, and why no better one
@@ -191,7 +194,7 @@ def generated(
         ModelFileError, ContractError: the file is not a model, or has an operator without a kernel.
     """
     model = modelfile.open_model(path)
-    name = emit.identifier(name or model.contract.model.name).lower()
+    name = emit_calls.identifier(name or model.contract.model.name).lower()
     ranges = {port.name: port.range for port in model.contract.inputs if port.range is not None}
     progress("importing")
     target = machine(board)
@@ -230,7 +233,7 @@ def install(built: Path, folder: Path) -> None:
 
 def source_of(
     name: str, model: modelfile.ModelFile, graph: Graph, plan: Plan, kernels: Kernels
-) -> tuple[emit.Source, bytes]:
+) -> tuple[emit_calls.Source, bytes]:
     """Everything that the C text says, and the bytes of the weights."""
     blob = bytearray(plan.weight_bytes)
     for number, slot in plan.weights.items():
@@ -243,13 +246,14 @@ def source_of(
             blob += data + bytes(aligned(len(data), plan.alignment) - len(data))
     blob = blob or bytearray(plan.alignment)
     symbols = [
-        emit.Kernel(
+        emit_calls.Kernel(
             (variant := kernels.variant(placed.call.kernel, placed.shared)).symbol,
             parameter_types(placed.call.reads, placed.call.writes, placed.shared, variant.lowered),
+            variant.lowered.shares,
         )
         for placed in plan.calls
     ]
-    return emit.Source(
+    return emit_calls.Source(
         name=name,
         contract=model.contract,
         graph=graph,
@@ -278,7 +282,7 @@ def identity(model: modelfile.ModelFile) -> dict[str, Any]:
 def parameter_types(
     reads: tuple[Tensor, ...], writes: tuple[Tensor, ...], shared: tuple[tuple[int, int], ...], variant: Lowered
 ) -> tuple[str, ...]:
-    """C types of a kernel's pointers: constant where it only reads."""
+    """C types of a kernel's parameters: pointers, constant where it only reads, and the bounds of its share."""
     kept, dropped = {pair[0] for pair in shared}, {pair[1] for pair in shared}
     types = []
     for index in range(len(reads) + len(writes)):
@@ -286,10 +290,11 @@ def parameter_types(
             continue
         const = "const " if index < len(reads) and index not in kept else ""
         types.append(f"{const}void *")
-    return tuple(types + ["void *"] * len(variant.work_bytes))
+    bounds = [] if variant.shares is None else ["int32_t", "int32_t"]
+    return tuple(types + ["void *"] * len(variant.work_bytes) + bounds)
 
 
-def check_budget(board: Board, model: str, source: emit.Source) -> None:
+def check_budget(board: Board, model: str, source: emit_calls.Source) -> None:
     """Refuse a program that the board cannot hold.
 
     Raises:
@@ -305,31 +310,34 @@ def check_budget(board: Board, model: str, source: emit.Source) -> None:
         )
 
 
-def build(folder: Path, source: emit.Source, blob: bytes, kernels: AnyKernels, tools: Toolchain) -> None:
+def build(folder: Path, source: emit_calls.Source, blob: bytes, kernels: AnyKernels, tools: Toolchain) -> None:
     """All files of a program but its manifest."""
     n = source.name
     (folder / f"{n}.h").write_text(emit.header(source))
     (folder / f"{n}.c").write_text(emit.driver(source))
     (folder / f"{n}_weights.bin").write_bytes(blob)
     (folder / f"{n}_weights.S").write_text(emit.weights_text(n, source.plan.alignment))
-    (folder / "exports.map").write_text(f"{{ global: {n}_reset; {n}_step; {n}_step_bound; {n}_finite; {n}_state; "
-                                        f"{n}_check; local: *; }};\n")  # fmt: skip
+    (folder / f"{n}_team.h").write_text(emit_team.header(source))
+    (folder / f"{n}_team.c").write_text(emit_team.driver(source))
+    exported = "".join(f"{n}_{function}; " for function in EXPORTED)
+    (folder / "exports.map").write_text(f"{{ global: {exported}local: *; }};\n")
     kernels.objects(folder, tools)
     tools.compile(f"{n}.c", f"{n}.o", folder, *WARNINGS, *FLAGS)
+    tools.compile(f"{n}_team.c", f"{n}_team.o", folder, *WARNINGS, *FLAGS, "-pthread")
     tools.compile(f"{n}_weights.S", f"{n}_weights.o", folder)
     objects = [f"{n}.o", f"{n}_kernels.o", f"{n}_weights.o"]
-    tools.archive(f"{n}.a", objects, folder)
-    tools.shared(f"{n}.so", objects, "exports.map", folder)
+    tools.archive(f"{n}.a", [*objects, f"{n}_team.o"], folder)
+    tools.shared(f"{n}.so", [*objects, f"{n}_team.o"], "exports.map", folder)
     (folder / "edgemem-run.c").write_text(emit_run.program(source))
     sources = ["edgemem-run.c", *front_end(folder, source)]
     tools.executable("edgemem-run", [*sources, *objects], folder, *WARNINGS, *FLAGS)
     (folder / f"{n}.pc").write_text(emit_package.pkg_config(source))
     (folder / f"{n}-config.cmake").write_text(emit_package.cmake_config(source, sources[1:]))
-    for leftover in (f"{n}.o", f"{n}_weights.o", "exports.map", "edgemem-run.c"):
+    for leftover in (f"{n}.o", f"{n}_weights.o", f"{n}_team.o", "exports.map", "edgemem-run.c"):
         (folder / leftover).unlink()
 
 
-def front_end(folder: Path, source: emit.Source) -> list[str]:
+def front_end(folder: Path, source: emit_calls.Source) -> list[str]:
     """The files that make a model's input of samples, where it takes sound; those of them that are to be compiled."""
     if not emit_audio.takes_sound(source.contract):
         return []
@@ -341,7 +349,12 @@ def front_end(folder: Path, source: emit.Source) -> list[str]:
 
 
 def manifest_of(
-    folder: Path, model: modelfile.ModelFile, board: Board, source: emit.Source, kernels: AnyKernels, tools: Toolchain
+    folder: Path,
+    model: modelfile.ModelFile,
+    board: Board,
+    source: emit_calls.Source,
+    kernels: AnyKernels,
+    tools: Toolchain,
 ) -> dict[str, Any]:
     """What was compiled, by what, and where everything lies."""
     plan = source.plan
@@ -380,7 +393,7 @@ def manifest_of(
     }
 
 
-def kernel_facts(variant: Variant, source: emit.Source) -> dict[str, Any]:
+def kernel_facts(variant: Variant, source: emit_calls.Source) -> dict[str, Any]:
     """One kernel: the PrimFunc that it is, and how it was scheduled."""
     script = variant.lowered.function.script()
     return {
@@ -389,11 +402,12 @@ def kernel_facts(variant: Variant, source: emit.Source) -> dict[str, Any]:
         "schedule": variant.schedule,
         "tir_sha256": hashlib.sha256(script.encode()).hexdigest(),
         "work_bytes": list(variant.lowered.work_bytes),
+        "shares": variant.lowered.shares,
         "calls": sum(kernel.symbol == variant.symbol for kernel in source.symbols),
     }
 
 
-def call_facts(placed: Any, kernel: emit.Kernel, source: emit.Source) -> dict[str, Any]:
+def call_facts(placed: Any, kernel: emit_calls.Kernel, source: emit_calls.Source) -> dict[str, Any]:
     """One call: the bytes of weights and of activations that it touches."""
     weights = sum(tensor.nbytes for tensor in placed.call.reads if tensor.number in source.plan.weights)
     results = sum(tensor.nbytes for tensor in placed.call.writes)

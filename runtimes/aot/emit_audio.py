@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from edgemem.contract import Contract, InputFacts
 from edgemem.frontend import FrontEnd
-from edgemem.runtimes.aot.emit import C_TYPES, Source, identifier
+from edgemem.runtimes.aot.emit import C_TYPES
+from edgemem.runtimes.aot.emit_calls import Source, identifier
 
 BLOCK_SAMPLES = 320
 

@@ -9,7 +9,7 @@ Both name files by the folder they lie in, so that it may be moved.
 from __future__ import annotations
 
 from edgemem import __version__
-from edgemem.runtimes.aot.emit import Source
+from edgemem.runtimes.aot.emit_calls import Source
 
 
 def pkg_config(source: Source) -> str:
@@ -19,7 +19,7 @@ Name: {source.name}
 Description: {source.contract.model.name}, compiled by edgemem
 Version: {__version__}
 Cflags: -I${{pcfiledir}}
-Libs: ${{pcfiledir}}/{source.name}.a
+Libs: ${{pcfiledir}}/{source.name}.a -pthread
 """
 
 
@@ -33,7 +33,8 @@ def cmake_config(source: Source, front_end: list[str]) -> str:
 if(NOT TARGET edgemem::{target})
   add_library(edgemem::{target} {kind} IMPORTED)
   set_target_properties(edgemem::{target} PROPERTIES
-    IMPORTED_LOCATION "{folder}/{file}" INTERFACE_INCLUDE_DIRECTORIES "{folder}")
+    IMPORTED_LOCATION "{folder}/{file}" INTERFACE_INCLUDE_DIRECTORIES "{folder}"
+    INTERFACE_LINK_LIBRARIES "-pthread")
 endif()
 """
         for target, kind, file in targets

@@ -21,7 +21,7 @@ import numpy as np
 
 from edgemem.contract import InputFacts, OutputFacts, StateFacts
 from edgemem.runtimes.aot import emit_audio
-from edgemem.runtimes.aot.emit import Source, identifier, upper
+from edgemem.runtimes.aot.emit_calls import Source, identifier, upper
 
 
 def nbytes(fact: InputFacts | OutputFacts | StateFacts) -> int:

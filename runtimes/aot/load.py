@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import weakref
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 FORMAT = 1
 ALIGNMENT = 64
+MOST_THREADS = 16
 OK, NULL, SIZE, MISALIGNED, STATE, RANGE, NUMBER, WEIGHTS = range(8)
 HASHED_BYTES = 16 << 20  # a library beyond this is trusted to its weights' own checksum
 Address = ctypes.c_void_p
@@ -41,14 +43,38 @@ class Library:
             raise ModelFileError(
                 f"{path} cannot be loaded on this machine ({error}); a program for another board runs with --board"
             ) from error
+        self.name = name
         self.reset.argtypes = [Address, ctypes.c_size_t]
         self.place.argtypes, self.place.restype = [Address, ctypes.c_size_t, ctypes.c_size_t], Address
+
+
+class Team:
+    """The threads that share the steps of one stream, from the first step until the stream is gone."""
+
+    def __init__(self, library: Library, bound: Address, threads: int) -> None:
+        call = {
+            name: library.handle[f"{library.name}_team_{name}"] for name in ("bytes", "start", "step", "idle", "stop")
+        }
+        call["bytes"].restype = ctypes.c_size_t
+        room = aligned_zeros((int(call["bytes"]()),), "uint8")
+        self.step, self.idle, self.argument = call["step"], call["idle"], Address(room.ctypes.data)
+        if call["start"](self.argument, bound, threads) != OK:
+            raise UsageError(f"a step runs on 1 to {MOST_THREADS} threads, {threads} came, or the system has no more")
+        weakref.finalize(self, stopped, call["stop"], self.argument, room)
+
+
+def stopped(stop: Any, team: Address, room: Array) -> None:
+    """End a team's threads, and only then let its memory go."""
+    stop(team)
+    del room
 
 
 class AotState(StateBlock):
     """State block, arena, inputs and outputs of one stream, and the struct that points to all of them."""
 
-    def __init__(self, library: Library, contract: Contract, state_bytes: int, arena_bytes: int) -> None:
+    def __init__(
+        self, library: Library, contract: Contract, state_bytes: int, arena_bytes: int, threads: int = 1
+    ) -> None:
         self._library, self._contract = library, contract
         self._block, self._arena = aligned_zeros((state_bytes,), "uint8"), aligned_zeros((arena_bytes,), "uint8")
         self.inputs = {port.name: aligned_zeros(port.shape, port.dtype) for port in contract.inputs}
@@ -57,7 +83,10 @@ class AotState(StateBlock):
         state, arena = self._block.ctypes.data, self._arena.ctypes.data
         ports = (self._in.ctypes.data, self._out.ctypes.data)
         self._bound = np.array([*ports, state, state_bytes, arena, arena_bytes, 0], np.uintp)
-        self.argument = Address(self._bound.ctypes.data)
+        self.argument, self.function = Address(self._bound.ctypes.data), library.step
+        self.team = Team(library, self.argument, threads) if threads > 1 else None
+        if self.team is not None:
+            self.argument, self.function = self.team.argument, self.team.step
         self.reset()
 
     def refuse_nan(self, finite_only: bool) -> None:
@@ -91,20 +120,20 @@ class AotProgram(Program):
 
     runtime = "aot"
 
-    def __init__(self, library: Library, contract: Contract, sizes: Mapping[str, int]) -> None:
-        self.contract, self._library = contract, library
+    def __init__(self, library: Library, contract: Contract, sizes: Mapping[str, int], threads: int = 1) -> None:
+        self.contract, self._library, self._threads = contract, library, threads
         self.weight_bytes = int(sizes["weights"])
         self._state_bytes, self._arena_bytes = int(sizes["state"]), int(sizes["arena"])
 
     def new_state(self) -> AotState:
-        return AotState(self._library, self.contract, self._state_bytes, self._arena_bytes)
+        return AotState(self._library, self.contract, self._state_bytes, self._arena_bytes, self._threads)
 
     def step(self, inputs: Mapping[str, Array], state: StateBlock) -> dict[str, Array]:
         assert isinstance(state, AotState)
         held = state.inputs
         for name, array in inputs.items():
             held[name][...] = array
-        code = self._library.step(state.argument)
+        code = state.function(state.argument)
         if code != OK:
             raise refused(code)
         return state.outputs
@@ -115,13 +144,21 @@ class AotProgram(Program):
             return None
         state.refuse_nan(finite_only)
         (held,), (given,) = state.inputs.values(), state.outputs.values()
-        return Bound(held, given, partial(self._library.step, state.argument))
+        return Bound(held, given, partial(state.function, state.argument))
 
     def bare_step(self) -> tuple[Any, Any]:
         """The compiled function and the bound argument of a new stream, for callers in C."""
         state = self.new_state()
         self._held = state  # the argument points into it
-        return self._library.step, state.argument
+        return state.function, state.argument
+
+    def pool(self) -> tuple[Any, Any] | None:
+        """A function for callers in C that wakes a stream's threads as a step does and computes nothing."""
+        if self._threads == 1:
+            return None
+        self._idle = self.new_state()
+        assert self._idle.team is not None
+        return self._idle.team.idle, self._idle.argument
 
 
 def refused(code: int) -> Exception:
@@ -145,13 +182,15 @@ def addresses(arrays: Mapping[str, Array]) -> Array:
     return np.array([array.ctypes.data for array in arrays.values()], np.uintp)
 
 
-def load_folder(folder: Path) -> Program:
+def load_folder(folder: Path, threads: int = 1) -> Program:
     """The program in a folder that `edgemem compile` wrote; one of another board runs under its emulator.
 
     Raises:
+        UsageError: more threads than a step can have.
         ModelFileError: the manifest or the library is missing, damaged, or for another machine.
         ContractError: the contract in the manifest is damaged.
     """
+    check_threads(threads)
     manifest = read_manifest(folder)
     contract = contracts.decode(json.dumps(manifest["contract"]))
     if manifest["board"].get("kind") == "bare":
@@ -161,6 +200,8 @@ def load_folder(folder: Path) -> Program:
         check_file(folder / IMAGE, manifest)
         return board_program(folder, manifest, contract)
     if manifest["board"].get("core") != "native":
+        if threads > 1:
+            raise UsageError(f"{folder} runs under an emulator, on one thread; leave --threads {threads} out")
         from edgemem.runtimes.aot.remote import PROGRAM, remote_program
 
         check_file(folder / PROGRAM, manifest)
@@ -171,7 +212,13 @@ def load_folder(folder: Path) -> Program:
     library = Library(path, name)
     if library.check() != OK:
         raise ModelFileError(f"{path}: its weights differ from those that were compiled; compile the model again")
-    return AotProgram(library, contract, manifest["bytes"])
+    return AotProgram(library, contract, manifest["bytes"], threads)
+
+
+def check_threads(threads: int) -> None:
+    """Refuse what no team can have."""
+    if not 1 <= threads <= MOST_THREADS:
+        raise UsageError(f"a step runs on 1 to {MOST_THREADS} threads, {threads} came")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -205,9 +252,3 @@ def check_file(path: Path, manifest: Mapping[str, Any]) -> None:
         raise ModelFileError(f"{path} cannot be read ({error.strerror}); compile the model again") from error
     if found is not None and found != manifest["files"].get(path.name):
         raise ModelFileError(f"{path} is not the file of its manifest; compile the model again")
-
-
-def one_thread(threads: int) -> None:
-    """Compiled steps run on the thread that calls them."""
-    if threads != 1:
-        raise UsageError(f"the aot runtime runs a step on one thread, --threads {threads} came; leave it out")

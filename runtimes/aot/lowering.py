@@ -2,6 +2,8 @@
 
     f(x: Buffer, y: Buffer) with blocks   ->   f(float *x, float *y[, float *work])
 
+    a shared loop over N             ->   f(..., begin, end)      that share of the outermost loop
+
 Buffers that stay small live on the stack; larger ones become a last argument that the memory plan provides. Two
 parameters that name one buffer (a state updated in place) become one pointer, so that no `noalias` promise is broken.
 """
@@ -16,14 +18,19 @@ from edgemem.runtimes.aot.machine import Machine
 
 STACK_BYTES = 2048  # of one buffer inside a kernel
 WORK_ALIGNMENT = 64
+SHARED = "edgemem.shared"  # of a loop whose turns threads may share
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """A kernel ready for code generation: `pointers` names its arguments, `work_bytes` sizes of those added."""
+    """A kernel ready for code generation; `work_bytes` are the sizes of the buffers that it wants beside its own.
+
+    `shares`: into how many parts it may be divided among threads, if it may; it then takes the first and the last.
+    """
 
     function: Any
     work_bytes: tuple[int, ...]
+    shares: int | None = None
 
 
 def passes(target: Any) -> Any:
@@ -88,11 +95,32 @@ def with_pointers(function: Any, shared: dict[int, int]) -> Lowered:
             work.append((room, nbytes(statement.buffer)))
             statement = DeclBuffer(statement.buffer, data=room)
         statements.append(statement)
+    alone = not work and all(isinstance(other, DeclBuffer | AllocBuffer) for other in statements[:-1])
+    bounds: list[Any] = []
+    shares = None
+    if alone and may_be_shared(statements[-1]):
+        statements[-1], bounds, shares = divided(statements[-1])
     kept_pointers = [p for i, p in enumerate(pointers) if i not in shared.values()]
-    parameters = [*kept_pointers, *(room for room, _ in work)]
+    parameters = [*kept_pointers, *(room for room, _ in work), *bounds]
     body = tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
     result = tirx.PrimFunc(parameters, body, ret_type=function.ret_type, attrs=function.attrs)
-    return Lowered(result, tuple(size for _, size in work))
+    return Lowered(result, tuple(size for _, size in work), shares)
+
+
+def may_be_shared(statement: Any) -> bool:
+    """Whether a kernel's only statement is a loop whose turns may run beside each other."""
+    from tvm import tirx
+
+    return isinstance(statement, tirx.For) and SHARED in statement.annotations and int(statement.extent) > 1
+
+
+def divided(loop: Any) -> tuple[Any, list[Any], int]:
+    """The loop from `begin` to `end`, these two, and its number of turns."""
+    from tvm import tirx
+
+    begin, end = (tirx.Var(name, str(loop.loop_var.ty.dtype)) for name in ("begin", "end"))
+    share = tirx.For(loop.loop_var, begin, end - begin, tirx.ForKind.SERIAL, loop.body)
+    return share, [begin, end], int(loop.extent)
 
 
 def sequence(body: Any) -> list[Any]:

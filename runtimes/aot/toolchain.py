@@ -56,7 +56,7 @@ class Toolchain:
 
     def shared(self, output: str, objects: Sequence[str], exports: str, folder: Path) -> None:
         self.run(
-            self.compiler, *self.flags, "-shared", "-nostartfiles", f"-Wl,--version-script={exports}",
+            self.compiler, *self.flags, "-shared", "-pthread", "-nostartfiles", f"-Wl,--version-script={exports}",
             f"-Wl,-soname,{output}", "-Wl,--build-id=none", "-Wl,--gc-sections", "-Wl,-z,noexecstack",
             "-o", output, *objects, folder=folder,
         )  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 from edgemem.boards import Board
 from edgemem.errors import BudgetError
 from edgemem.runtimes.aot.compiler import Generated
-from edgemem.runtimes.aot.emit import Source
+from edgemem.runtimes.aot.emit_calls import Source
 from edgemem.runtimes.aot.toolchain import Toolchain
 from edgemem.runtimes.firmware import build, elf, sources
 from edgemem.runtimes.firmware.stack import stack_bytes

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgemem import modelfile
 from edgemem.contract import Contract
-from edgemem.runtimes.aot import emit
+from edgemem.runtimes.aot import emit, emit_calls
 from edgemem.runtimes.aot.compiler import Generated, fingerprint
 from edgemem.runtimes.aot.graph import Call, Graph
 from edgemem.runtimes.aot.machine import BARE_ALIGNMENT
@@ -83,7 +83,7 @@ class IntegerKernels:
             (folder / target).unlink()
         return "\n".join(texts)
 
-    def facts(self, source: emit.Source) -> list[dict[str, Any]]:
+    def facts(self, source: emit_calls.Source) -> list[dict[str, Any]]:
         """Kernels for the manifest."""
         return [
             {"symbol": symbol, "primfunc": operation.kind, "schedule": "integer", "calls": 1, "work_bytes": []}
@@ -112,7 +112,7 @@ def generated(path: Path, name: str | None) -> Generated:
         NotInteger: an operator that has no integer kernel.
     """
     model = modelfile.open_model(path)
-    name = emit.identifier(name or model.contract.model.name).lower()
+    name = emit_calls.identifier(name or model.contract.model.name).lower()
     step = lowered(model)
     contract = stored_contract(model.contract, step)
     graph = Graph(dict(step.inputs), constants=dict(step.constants), results=dict(step.results))
@@ -124,13 +124,13 @@ def generated(path: Path, name: str | None) -> Generated:
     for number, slot in plan.weights.items():
         blob[slot.offset : slot.offset + slot.nbytes] = graph.constants[number].tobytes()
     blob = blob or bytearray(BARE_ALIGNMENT)
-    source = emit.Source(
+    source = emit_calls.Source(
         name=name,
         contract=contract,
         graph=graph,
         plan=plan,
         symbols=[
-            emit.Kernel(
+            emit_calls.Kernel(
                 symbol,
                 (*(f"const {C_TYPES[t.dtype]} *" for t in operation.reads), f"{C_TYPES[operation.write.dtype]} *"),
             )

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from edgemem.runtimes.aot.lowering import SHARED
 from edgemem.runtimes.aot.machine import Machine
 from edgemem.runtimes.aot.schedules.blocks import block_names, is_reduction
 
@@ -101,7 +102,22 @@ def schedule(sch: Any, machine: Machine, name: str) -> None:
         sch.vectorize(lane)
     for loop in (vector, in_row, in_k):
         sch.unroll(loop)
+    side_by_side(sch, [column, *batch, row] if producers else [*batch, column, row])
     sch.decompose_reduction(block, k)
+
+
+def side_by_side(sch: Any, loops: list[Any]) -> None:
+    """Mark the outermost loop that has turns to share, if TVM agrees that they may run beside each other."""
+    from tvm.s_tir.schedule import ScheduleError
+
+    for loop in loops:
+        if int(sch.get(loop).extent) > 1:
+            try:
+                sch.copy().parallel(loop)
+            except ScheduleError:
+                return
+            sch.annotate(loop, SHARED, 1)
+            return
 
 
 def inlined_before(sch: Any, name: str) -> list[str]:

@@ -1,0 +1,125 @@
+"""Steps of a compiled program on several threads: the same bytes, without a race, at a cost that is shown."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import edgemem
+from edgemem.errors import InputError
+from tests.aot_programs import compiled
+
+WIDE = {"layers": 2, "width": 80, "vocab": 130}  # products of several panels, on any core
+USER = """\
+#include "model_team.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#define COUNT 130
+static unsigned char *room(size_t bytes)
+{
+    void *p = NULL;
+    return posix_memalign(&p, 64, bytes) == 0 ? p : NULL;
+}
+int main(void)
+{
+    static float one[COUNT], several[COUNT];
+    static int64_t token;
+    const model_inputs inputs = {&token};
+    const model_outputs first = {one}, second = {several};
+    const model_bound a = {&inputs, &first, room(MODEL_STATE_BYTES), MODEL_STATE_BYTES, room(MODEL_ARENA_BYTES),
+                           MODEL_ARENA_BYTES, 1};
+    const model_bound b = {&inputs, &second, room(MODEL_STATE_BYTES), MODEL_STATE_BYTES, room(MODEL_ARENA_BYTES),
+                           MODEL_ARENA_BYTES, 1};
+    int threads, step;
+    for (threads = 1; threads <= 4; ++threads) {
+        model_team *team = (model_team *)room(model_team_bytes());
+        if (model_team_start(team, &b, threads) != MODEL_OK) return 1;
+        if (model_reset(a.state, MODEL_STATE_BYTES) != MODEL_OK || model_reset(b.state, MODEL_STATE_BYTES) != MODEL_OK)
+            return 2;
+        for (step = 0; step < 12; ++step) {
+            token = (step * 37) % COUNT;
+            if (model_step_bound(&a) != MODEL_OK || model_team_step(team) != MODEL_OK) return 3;
+            if (memcmp(one, several, sizeof one) != 0) return 4;
+            if (model_team_idle(team) != MODEL_OK) return 5;
+        }
+        token = COUNT;
+        if (model_team_step(team) != MODEL_ERROR_RANGE) return 6;
+        model_team_stop(team);
+    }
+    if (model_team_start(NULL, &b, 1) != MODEL_ERROR_NULL) return 7;
+    return model_team_start((model_team *)room(model_team_bytes()), &b, MODEL_MOST_THREADS + 1) != MODEL_ERROR_SIZE;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A compiled RWKV-4 of several panels, beside its file `w.onnx`."""
+    from edgemem.export import export_model
+
+    folder = tmp_path_factory.mktemp("team")
+    export_model("rwkv4", folder / "w.onnx", WIDE, seed=1)
+    compiled(folder / "w.onnx", folder / "p")
+    return folder / "p"
+
+
+def test_any_number_of_threads_gives_the_same_bytes(program: Path) -> None:
+    manifest = json.loads((program / "manifest.json").read_text())
+    assert max(kernel["shares"] or 0 for kernel in manifest["kernels"]) > 1
+    tokens = np.random.default_rng(0).integers(0, 130, (12, 1, 1))
+    one = edgemem.load(program).stream()
+    wanted = [one.step(token).tobytes() for token in tokens]
+    for threads in (2, 3):
+        several = edgemem.load(program, threads=threads)
+        stream = several.stream()
+        assert [stream.step(token).tobytes() for token in tokens] == wanted
+        assert stream.snapshot() == one.snapshot()
+        with pytest.raises(InputError, match="outside its range"):
+            several.step({"tokens": np.array([[130]])}, several.new_state())
+
+
+def test_threads_end_with_their_stream(program: Path) -> None:
+    def count() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    if not Path("/proc/self/task").is_dir():
+        pytest.skip("this system does not list threads")
+    before = count()
+    stream = edgemem.load(program, threads=3).stream()
+    assert count() == before + 2 and threading.active_count() >= 1
+    del stream
+    assert count() == before
+
+
+def test_threads_do_not_race(program: Path, tmp_path: Path) -> None:
+    """The driver under the thread sanitizer, one to four threads beside a single one."""
+    (tmp_path / "user.c").write_text(USER)
+    sources = [tmp_path / "user.c", *(program / name for name in ("model.c", "model_team.c", "model_weights.S"))]
+    flags = ["-g", "-O1", "-fsanitize=thread", "-pthread", f"-I{program}", f"-Wa,-I{program}"]
+    built = subprocess.run(
+        ["gcc", *flags, "-o", tmp_path / "user", *sources, program / "model_kernels.o"], capture_output=True, text=True
+    )
+    if "cannot find -ltsan" in built.stderr or "libtsan" in built.stderr:
+        pytest.skip("the thread sanitizer is not installed")
+    assert built.returncode == 0, built.stderr
+    done = subprocess.run([tmp_path / "user"], capture_output=True, text=True)
+    if "unexpected memory mapping" in done.stderr:
+        pytest.skip("the thread sanitizer does not run on this kernel")
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_bench_shows_what_threads_cost(program: Path) -> None:
+    from edgemem.cli.main import cli
+
+    file = str(program.parent / "w.onnx")
+    done = CliRunner().invoke(cli, ["bench", file, "--runtime", "aot", "--threads", "2", "--rounds", "1", "--json"])
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads(done.stdout)["rows"]
+    assert row["threads"] == 2 and row["pool_us"] > 0 and row["c_p50_us"] > 0
