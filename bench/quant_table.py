@@ -1,6 +1,6 @@
 """What every scheme makes of every family: bytes, quality, time per step.
 
-    python -m bench.quant_table [--models kws-lmuformer,lm-rwkv4] [--schemes "w8;w8a8"] [--steps 300] [--excerpts]
+    python -m bench.quant_table [--models kws-lmuformer,lm-rwkv4] [--schemes "w8;w8a8"] [--excerpts | --times]
 
     model           scheme         bytes   ratio   output error   quality   us/step   x float
     kws-lmuformer   float         461068   1.000          0.000     0.978      91.2      1.00
@@ -9,8 +9,9 @@
 writes bench/results/quant.json; rows of models and schemes that were not asked for stay as they are. `output error` is
 the RMS difference of the outputs, relative to their RMS, over the packaged calibration sequences. Quality is the metric
 of the model's task, streamed: on the whole test set for the schemes in `WHOLE`, on the packaged excerpt for the others
-and with `--excerpts`; float32 on the same stands beside it. A language model is judged in a batch that is quantized
-alike. `tune` sees text of the training split. Times are medians of interleaved rounds on one thread.
+and with `--excerpts`, not anew with `--times`; float32 on the same stands beside it. A language model is judged in a
+batch that is quantized alike. `tune` sees text of the training split. Times are medians of interleaved rounds on one
+thread.
 """
 
 from __future__ import annotations
@@ -48,10 +49,12 @@ SCHEMES = (
     "w4g32",
     "vq:dim=2,codes=256",
     "vq:dim=4,codes=256",
+    "vq:dim=4,codes=256,tune=100",
     "vq:dim=8,codes=256",
+    "vq:dim=8,codes=256,tune=100",
     "memory-vq",
 )
-WHOLE = ("float", "w8", "w8a8", "vq:dim=2,codes=256", "vq:dim=4,codes=256", "memory-vq")  # schemes with a bar
+WHOLE = ("float", "w8", "w8a8", "vq:dim=2,codes=256", "vq:dim=4,codes=256", "vq:dim=4,codes=256,tune=100", "memory-vq")
 BATCHES = {"lm-rwkv4": 16}  # of models whose step is too small to be judged one by one
 TUNING_BYTES = 1 << 20
 ROUNDS = 7
@@ -86,6 +89,7 @@ class Judge:
     folder: Path
     task: str | None
     excerpts: bool
+    times: bool
     float_scores: dict[bool, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -99,18 +103,16 @@ class Judge:
             export_model(self.model, path, batch=self.batch)
         return path
 
-    def quality(self, scheme: str) -> dict[str, Any]:
-        """The scores of a scheme and of float32 on the same set."""
-        if self.task is None:
-            return {"task": None}
+    def quality(self, scheme: str, path: Path) -> dict[str, Any]:
+        """The scores of a scheme's file and of float32 on the same set."""
+        if self.task is None or self.times:
+            return {} if self.times else {"task": None}
         whole = scheme in WHOLE and not self.excerpts
         if whole not in self.float_scores:
             self.float_scores[whole] = judged(self.parent(), self.task, whole)
         base = self.float_scores[whole]
         if scheme == "float":
             return {"task": self.task, **base, "float": base["quality"]}
-        path = self.folder / "judged.onnx"
-        made(scheme, self.parent(), path, self.folder)
         return {"task": self.task, **judged(path, self.task, whole), "float": base["quality"]}
 
 
@@ -123,34 +125,39 @@ def made(scheme: str, parent: Path, path: Path, folder: Path) -> Report:
     return quantize(parent, path, scheme, calibrate=text, steps=64)
 
 
-def measured(name: str, schemes: list[str], steps: int, excerpts: bool, folder: Path) -> dict[str, dict[str, Any]]:
+def measured(name: str, options: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]:
     """The rows of one model by scheme, `float` first."""
     path = folder / f"{name}.b1.onnx"
     export_model(name, path)
     parent = load(path)
     data = calibration.packaged(parent.contract)
     assert data is not None
-    judge = Judge(name, folder, task_of(parent), excerpts)
+    judge = Judge(name, folder, task_of(parent), options.excerpts, options.times)
     first = {"bytes": open_model(path).onnx.weight_bytes, "ratio": 1.0, "output_error": 0.0}
-    rows: dict[str, dict[str, Any]] = {"float": first | judge.quality("float")}
+    rows: dict[str, dict[str, Any]] = {"float": first | judge.quality("float", judge.parent())}
     programs = {"float": parent}
-    for scheme in schemes:
-        out = folder / f"{name}.{len(programs)}.onnx"
+    for scheme in options.schemes.split(";"):
+        out = whole = folder / f"{name}.{len(programs)}.onnx"
         try:
-            report = made(scheme, path, out, folder)
+            if (
+                judge.batch > 1 and not options.times
+            ):  # training moves the numbers of a file, not its size nor its speed
+                whole = folder / "batched.onnx"
+                made(scheme, judge.parent(), whole, folder)
+            report = made(scheme if judge.batch == 1 else scheme.partition(",tune")[0], path, out, folder)
         except UsageError as error:  # a memory that this model has not
             print(f"{name:15} {scheme:20} {error}", flush=True)
             continue
-        programs[scheme] = load(out)
-        seen = as_parent(open_model(out), programs[scheme], parent)
+        programs[scheme], base = load(out), parent if whole is out else load(judge.parent())
+        seen = as_parent(open_model(whole), load(whole), base)
         rows[scheme] = {
             "bytes": report.bytes_after,
             "ratio": report.ratio,
             "state_ratio": report.state_bytes_after / report.state_bytes_before,
-            "output_error": output_error(parent, seen, data, steps),
-        } | judge.quality(scheme)
+            "output_error": output_error(base, seen, data, options.steps),
+        } | judge.quality(scheme, whole)
         print(f"{name:15} {scheme:20} {rows[scheme]}", flush=True)
-    for scheme, times in timed(programs, data, steps).items():
+    for scheme, times in timed(programs, data, options.steps).items():
         rows[scheme] |= {"us_per_step": statistics.median(times), "spread": spread(times)}
     for row in rows.values():
         row["times_float"] = row["us_per_step"] / rows["float"]["us_per_step"]
@@ -185,8 +192,8 @@ def section(result: dict[str, Any]) -> Section:
                     score,
                     change,
                     row.get("of", "–"),
-                    f"{row['us_per_step']:.0f}",
-                    f"{row['times_float']:.2f}×",
+                    f"{row['us_per_step']:.0f}" if "us_per_step" in row else "–",
+                    f"{row['times_float']:.2f}×" if "us_per_step" in row else "–",
                 ]
             )
     return Section(
@@ -212,13 +219,16 @@ def main() -> None:
     parser.add_argument("--schemes", default=";".join(SCHEMES), help="separated by ;")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--excerpts", action="store_true", help="judge on packaged excerpts alone")
+    parser.add_argument("--times", action="store_true", help="measure bytes and times, keep the scores that are there")
     options = parser.parse_args()
     for name in options.models.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            rows = measured(name, options.schemes.split(";"), options.steps, options.excerpts, Path(folder))
+            rows = measured(name, options, Path(folder))
         path = RESULTS / "quant.json"  # read as late as here: another model may have been measured meanwhile
         models = json.loads(path.read_text())["models"] if path.exists() else {}
-        print(write("quant", {"models": models | {name: models.get(name, {}) | rows}}))
+        known = models.get(name, {})
+        merged = known | {scheme: known.get(scheme, {}) | row for scheme, row in rows.items()}
+        print(write("quant", {"models": models | {name: merged}}))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ takes one bit per element, 16 times less than bfloat16.
                 NAME_in, NAME_out: uint8 [batch, slots, groups]
 
 Codebooks are fitted to memories of a rolled-out model, then again to those that it has while it lives on decoded
-memories, as a vector-quantized autoencoder would see them. Where a state starts from 0, entry 0 is 0: an empty cache is
-exact, and what is read back is written again as the same codes.
+memories; `tune=STEPS` trains them from there, by what they do to the outputs (see `edgemem.quant.memory_tuning`). Where
+a state starts from 0, entry 0 is 0: an empty cache is exact, and what is read back is written again as the same codes.
 """
 
 from __future__ import annotations
@@ -36,13 +36,18 @@ POINTS = 4096  # that each group's codebook is fitted to
 REFITS = 2
 
 
-def apply(job: Job) -> None:
-    """Rewrite slots and caches; where a model has none, its vectors."""
-    dim, codes, seed = (int(job.settings[key]) for key in ("dim", "codes", "seed"))
+def check(settings: Mapping[str, int | str]) -> None:
+    """Refuse sizes that cannot be."""
+    dim, codes = int(settings["dim"]), int(settings["codes"])
     if dim < 1 or not 2 <= codes <= 256:
         raise UsageError(
             f"scheme memory-vq: dim of at least 1 and codes of 2 to 256 were wanted, {dim} and {codes} came"
         )
+
+
+def apply(job: Job) -> None:
+    """Rewrite slots and caches; where a model has none, its vectors."""
+    dim, codes, seed = (int(job.settings[key]) for key in ("dim", "codes", "seed"))
     chosen = memories(job, dim)
     if not chosen:
         raise UsageError(
@@ -53,6 +58,10 @@ def apply(job: Job) -> None:
     for _ in range(1 + REFITS):
         seen = rolled(job, chosen, books)
         books = {s.name: fitted(seen[s.name], s, dim, codes, seed) for s in chosen}
+    if int(job.settings["tune"]):
+        from edgemem.quant.memory_tuning import tuned
+
+        books = tuned(job, books, int(job.settings["tune"]), seed)
     job.contract = job.contract.model_copy(
         update={
             "states": tuple(
@@ -195,8 +204,9 @@ SCHEME = Scheme(
     "memory-vq",
     "slots and caches as vector codes, one byte for dim elements",
     apply,
-    {"dim": 8, "codes": 256, "seed": 0},
+    {"dim": 8, "codes": 256, "tune": 0, "seed": 0},
     needs_data=True,
     uses_data=True,
+    check=check,
     weights=False,
 )

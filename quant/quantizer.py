@@ -9,6 +9,7 @@ comparison with the parent over 512 steps (the certificate), one atomic write. E
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
@@ -24,7 +25,7 @@ from edgemem import contract as contracts
 from edgemem.compare import Comparison
 from edgemem.contract import Certificate, Contract
 from edgemem.errors import ContractError, UsageError
-from edgemem.evaluation import evaluate
+from edgemem.evaluation import evaluate, fitting
 from edgemem.files import atomic_path
 from edgemem.inspect import state_bytes
 from edgemem.modelfile import ModelFile, open_model
@@ -33,6 +34,7 @@ from edgemem.program import load
 from edgemem.quant import calibration, graph
 from edgemem.quant import state as states
 from edgemem.quant.scheme import Job, Scheme, TensorChoice, parsed
+from edgemem.tasks import Score
 from edgemem.trial import trial
 
 CERTIFIED_STEPS = 512
@@ -100,26 +102,33 @@ def quantize(
     `calibrate` is data for the schemes that look at activations (see `edgemem.quant.calibration.read`); a shipped model
     has its own. `exclude` holds globs of tensor names that stay as they are, matrices of fewer than `smallest`
     elements stay float32. `state` is how states are stored (see `edgemem.quant.state`), `auto` the narrowest that keeps
-    the relative error of the outputs within `state_budget` over 5000 steps. The result is compared with the parent over
-    `steps` steps; `tick` is called after each. `task` (see `edgemem.tasks`) judges both files by its excerpt.
+    the relative error of the outputs within `state_budget` over 5000 steps, or with `task`, what the task's metric
+    loses. The result is compared with the parent over `steps` steps; `tick` is called after each. `task` (see
+    `edgemem.tasks`) judges both files by its excerpt.
 
     Raises:
         ModelFileError, ContractError: the input is not a model with a valid contract, or is quantized already.
         UsageError: an unknown scheme or setting, a glob that names nothing, no calibration data where it is needed, a
             result no smaller than the model.
-        InputError: calibration data that the model cannot take.
+        InputError: calibration data that the model cannot take, a task that does not fit it.
     """
     chosen, settings = parsed(scheme)
     model = open_model(path_in)
     check_float(model)
+    check_places(model.path, Path(path_out))
+    if state != "auto":
+        states.chosen_policies(state, model.contract)
+    if task is not None:
+        fitting(load(model.path), task)
     job = Job(ir.load(model.path), model.contract, model.path, settings, tuple(exclude), smallest)
     data = None
     if chosen.uses_data or state != "f32" or calibrate is not None:
         needed = chosen.needs_data or state not in ("f32", "f16")
-        data = calibration.wanted_data(model.contract, calibrate, f"{scheme} with {state} states", needed)
+        wanting = scheme if chosen.needs_data else f"{scheme} with {state} states"
+        data = calibration.wanted_data(model.contract, calibrate, wanting, needed)
     keep = {s.start for s in model.contract.states if isinstance(s.start, str)}
     rewrite(job, chosen, keep, data)
-    contract, found_states = narrow_states(job, state, state_budget, data)
+    contract, found_states = narrow_states(job, state, state_budget, data, task)
     finish(job, {s.start for s in contract.states if isinstance(s.start, str)})
     contract = contract.model_copy(update={"quant": facts(job, chosen, model, data) | found_states})
     with atomic_path(Path(path_out)) as temporary:
@@ -143,6 +152,13 @@ def quantize(
             tuple(job.warnings),
         )
         check_smaller(report, model)
+        if report.bytes_after > report.bytes_before:
+            more, saved = report.bytes_after - report.bytes_before, report.state_bytes_before - report.state_bytes_after
+            job.warnings.append(
+                f"the codebooks add {more} bytes to the file, each stream's state saves {saved}: smaller from "
+                f"{-(-more // saved)} streams on"
+            )
+            report = replace(report, warnings=tuple(job.warnings))
         quality = judged(task, model.path, temporary) if task else {}
     return replace(report, quality=quality)
 
@@ -154,7 +170,7 @@ def judged(task: str, parent: Path, path: Path) -> dict[str, Any]:
 
 
 def narrow_states(
-    job: Job, policy: str, budget: float, data: calibration.Data | None
+    job: Job, policy: str, budget: float, data: calibration.Data | None, task: str | None
 ) -> tuple[Contract, dict[str, Any]]:
     """Store the states by `policy`; the contract with its new states, and what the choice was measured by."""
     contract = job.contract
@@ -169,8 +185,25 @@ def narrow_states(
     measured: dict[str, Any] = {"policy": policy}
     if policy == "auto":
         assert data is not None
-        chosen, measured = states.automatic(job.model, contract, data, largest, budget)
+        loss = metric_loss(job, largest, task) if task else None
+        chosen, measured = states.automatic(job.model, contract, data, largest, budget, loss=loss)
+        measured |= {"task": task} if task else {}
     return states.rewrite(job.model, contract, chosen, largest), {"states": measured}
+
+
+def metric_loss(job: Job, largest: Mapping[str, Any], task: str) -> Callable[[Mapping[str, str]], float]:
+    """By what share a task's metric becomes worse when the states are stored by given policies."""
+
+    def score(chosen: Mapping[str, str]) -> Score:
+        trial_job = replace(job, model=ir.from_proto(ir.to_proto(job.model)))
+        contract = states.rewrite(trial_job.model, job.contract, chosen, largest)
+        finish(trial_job, {s.start for s in contract.states if isinstance(s.start, str)})
+        with tempfile.TemporaryDirectory() as folder:
+            save(trial_job.model, contract, Path(folder) / "trial.onnx")
+            return evaluate(Path(folder) / "trial.onnx", task).score
+
+    wide = score({})
+    return lambda chosen: score(chosen).worse_than(wide)
 
 
 def check_float(model: ModelFile) -> None:
@@ -184,6 +217,16 @@ def check_float(model: ModelFile) -> None:
         raise ContractError(
             f"{model.path} is quantized already (scheme {scheme}); quantize the float file that it was made from"
         )
+
+
+def check_places(path_in: Path, path_out: Path) -> None:
+    """Refuse to write over the model that is quantized: it is what the result is compared with, ever after.
+
+    Raises:
+        UsageError: both paths are one file.
+    """
+    if path_out.exists() and path_out.samefile(path_in):
+        raise UsageError(f"the result would replace {path_in}, which `verify --reference` needs; write to another file")
 
 
 def rewrite(job: Job, scheme: Scheme, keep: set[str], data: calibration.Data | None = None) -> None:
@@ -201,6 +244,11 @@ def rewrite(job: Job, scheme: Scheme, keep: set[str], data: calibration.Data | N
     if data is not None:
         job.calibration = calibration.Calibration(job.model, job.contract, data)
     scheme.apply(job)
+    if scheme.weights and not job.choices:
+        job.warnings.append(
+            f"no matrix of {job.smallest} elements or more was left to {scheme.name}: vectors become float16, no more; "
+            "lower --smallest, or exclude less"
+        )
     done = {choice.name for choice in job.choices} if scheme.weights else set(job.model.graph.initializers)
     for value in list(graph.small_floats(job.model, done, keep, job.smallest)):
         if not job.excluded(str(value.name)):

@@ -41,6 +41,7 @@ class Scheme:
     settings: Mapping[str, int | str] = field(default_factory=dict)
     needs_data: bool = False
     uses_data: bool = False
+    check: Callable[[Mapping[str, int | str]], None] = lambda settings: None  # raises UsageError, before any work
     weights: bool = True  # whether it makes weights smaller: then vectors become float16 too
 
 
@@ -127,6 +128,7 @@ def parsed(text: str) -> tuple[Scheme, dict[str, int | str]]:
             known = ", ".join(f"{k}={v}" for k, v in settings.items()) or "none"
             raise UsageError(f"scheme {name} has no setting {pair!r}{nearest(key, settings)}; it has {known}")
         settings[key] = setting(name, key, value, type(settings[key]))
+    scheme.check(settings)
     return scheme, settings
 
 

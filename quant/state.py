@@ -30,6 +30,7 @@ from edgemem.errors import UsageError
 from edgemem.quant import graph
 from edgemem.quant.calibration import Data, Observed, starts, steps
 from edgemem.quant.graph import FLOAT, Array, Builder, constant
+from edgemem.text import nearest
 
 POLICIES = ("f32", "f16", "i16", "i8", "i8+feedback", "i8+dither")
 AUTO = ("i8", "i8+dither", "i16", "f16")  # from narrow to wide; f32 is what is left
@@ -303,36 +304,42 @@ def drift(
 
 def automatic(
     model: ir.Model, contract: Contract, data: Data, largest: Mapping[str, Array], budget: float = BUDGET,
-    count: int = DRIFT_STEPS,
+    count: int = DRIFT_STEPS, loss: Callable[[Mapping[str, str]], float] | None = None,
 ) -> tuple[dict[str, str], dict[str, Any]]:  # fmt: skip
-    """The narrowest policy of every state that keeps the drift of all together within `budget`, and the measurements.
+    """The narrowest policy of every state that keeps all together within `budget`, and the measurements.
 
-    Each state alone decides where to begin; then the worst is widened until a run of `count` steps holds.
+    The budget is of the outputs' drift over `count` steps: each state alone decides where to begin, then the worst is
+    widened until all together hold. With `loss`, which says how much worse a task's metric becomes, it is of that, and
+    every state begins as narrow as can be; the drift is measured beside it.
     """
     from edgemem.quant.calibration import runnable
 
     session = runnable(model, [])
     names = list(largest)
-    share = budget / max(1.0, np.sqrt(len(names)))
+    share = budget / max(1.0, np.sqrt(len(names))) if loss is None else np.inf
     alone: dict[str, dict[str, float]] = {name: {} for name in names}
+
+    def drift_of(chosen: Mapping[str, str], steps: int = count) -> float:
+        return drift(session, model, contract, data, chosen, largest, steps)
+
     chosen = {}
     for name in names:
         for policy in (*AUTO, "f32"):
-            alone[name][policy] = drift(session, model, contract, data, {name: policy}, largest, SEARCH_STEPS)
+            alone[name][policy] = drift_of({name: policy}, SEARCH_STEPS)
             if alone[name][policy] <= share:
                 break
         chosen[name] = policy
-    together = drift(session, model, contract, data, chosen, largest, count)
-    while together > budget:
+    cost = drift_of if loss is None else loss
+    while (together := cost(chosen)) > budget:
         worst = max((n for n in names if chosen[n] != "f32"), key=lambda n: alone[n][chosen[n]])
         wider = (*AUTO, "f32")[AUTO.index(chosen[worst]) + 1]
         chosen[worst] = wider
         if wider not in alone[worst]:
-            one = {worst: wider}
-            alone[worst][wider] = drift(session, model, contract, data, one, largest, SEARCH_STEPS)
-        together = drift(session, model, contract, data, chosen, largest, count)
-    facts = {"budget": budget, "steps": count, "relative_output_error": together, "alone": alone}
-    return chosen, facts
+            alone[worst][wider] = drift_of({worst: wider}, SEARCH_STEPS)
+    facts: dict[str, Any] = {"budget": budget, "steps": count, "alone": alone}
+    if loss is None:
+        return chosen, facts | {"relative_output_error": together}
+    return chosen, facts | {"metric_loss": together, "relative_output_error": drift_of(chosen)}
 
 
 def chosen_policies(policy: str, contract: Contract) -> dict[str, str]:
@@ -342,5 +349,7 @@ def chosen_policies(policy: str, contract: Contract) -> dict[str, str]:
         UsageError: no such policy, or no such state.
     """
     if policy not in POLICIES:
-        raise UsageError(f"unknown state policy {policy!r}; there are {', '.join(POLICIES)} and auto")
+        raise UsageError(
+            f"unknown state policy {policy!r}{nearest(policy, POLICIES)}; there are {', '.join(POLICIES)} and auto"
+        )
     return {state.name: policy for state in contract.states if may_be_narrow(state)}

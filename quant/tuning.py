@@ -82,7 +82,7 @@ def tuned(job: Job, pools: Sequence[Pool], steps: int, seed: int) -> list[Pool]:
                 )
             )
     learnt = [item for item in trained if item.parameter]
-    if learnt and improved(module, learnt, windows(job, module), steps, seed):
+    if learnt and improved(module, learnt, windows(job), steps, seed):
         return with_results(pools, trained)
     job.warnings.append(f"{steps} steps of tuning did not make the held-out loss smaller; the codebooks are as fitted")
     return list(pools)
@@ -97,23 +97,23 @@ def module_of(job: Job) -> nn.Module:
     try:
         return rebuilt(model, stored_tensors(model)).module
     except ConfigError as error:
-        raise UsageError(f"vq with tune rebuilds the model in torch, which fails: {error}; leave tune out") from error
+        raise UsageError(f"tune rebuilds the model in torch, which fails: {error}; leave tune out") from error
 
 
-def windows(job: Job, module: nn.Module) -> list[dict[str, Tensor]]:
+def windows(job: Job, wanted_frames: int = WINDOW_FRAMES) -> list[dict[str, Tensor]]:
     """Pieces of the calibration sequences [1, frames, ...], whole segments each, all of one length."""
     assert job.calibration is not None
     data: Data = job.calibration.data
-    unit = job.contract.chunk.frames_per_unit
+    unit = job.contract.chunk.frames
     longest = max(len(next(iter(sequence.values()))) for sequence in data.sequences)
-    frames = min(max(WINDOW_FRAMES, 2 * unit), longest) // unit * unit
+    frames = min(max(wanted_frames, 2 * unit), longest) // unit * unit
     found = []
     for sequence in data.sequences:
         for at in range(0, len(next(iter(sequence.values()))) - frames + 1, frames):
             found.append({name: torch.from_numpy(a[None, at : at + frames].copy()) for name, a in sequence.items()})
     if frames == 0 or len(found) < HELD_OUT:
         raise UsageError(
-            f"vq with tune needs at least {HELD_OUT} windows of {max(frames, unit)} frames, {len(found)} came; "
+            f"tune needs at least {HELD_OUT} windows of {max(frames, unit)} frames, {len(found)} came; "
             "give more data by --calibrate"
         )
     return found
@@ -121,8 +121,7 @@ def windows(job: Job, module: nn.Module) -> list[dict[str, Tensor]]:
 
 def improved(module: nn.Module, learnt: list[Trained], pieces: list[dict[str, Tensor]], steps: int, seed: int) -> bool:
     """Train; whether the loss on the held-out windows became smaller."""
-    every = max(HELD_OUT, len(pieces) // HELD_WINDOWS)
-    held, kept = pieces[::every], [p for index, p in enumerate(pieces) if index % every]
+    held, kept = divided(pieces)
     books = list({id(item.book): item.book for item in learnt}.values())
     optimizer = torch.optim.Adam([*books, *(item.gain for item in learnt)], lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
@@ -138,6 +137,12 @@ def improved(module: nn.Module, learnt: list[Trained], pieces: list[dict[str, Te
     return held_loss(module, learnt, held) < before
 
 
+def divided(pieces: list[dict[str, Tensor]]) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
+    """The windows that are held out, and those to train on."""
+    every = max(HELD_OUT, len(pieces) // HELD_WINDOWS)
+    return pieces[::every], [piece for index, piece in enumerate(pieces) if index % every]
+
+
 def held_loss(module: nn.Module, learnt: list[Trained], held: list[dict[str, Tensor]]) -> float:
     """The loss over all held-out windows."""
     with torch.no_grad():
@@ -145,7 +150,7 @@ def held_loss(module: nn.Module, learnt: list[Trained], held: list[dict[str, Ten
         return float(np.mean([distance(module, learnt, batch).item() for batch in batches]))
 
 
-def joined(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def joined(pieces: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
@@ -156,6 +161,11 @@ def distance(module: nn.Module, learnt: list[Trained], batch: Mapping[str, Tenso
         wanted = module(x)
     values = {item.parameter: item.value() for item in learnt}
     came = torch.func.functional_call(module, values, (x,))
+    return outputs_distance(module, wanted, came)
+
+
+def outputs_distance(module: nn.Module, wanted: Any, came: Any) -> Tensor:
+    """The sum over all outputs of a module."""
     pairs = [(wanted[n], came[n], n) for n in wanted] if isinstance(wanted, dict) else [(wanted, came, None)]
     roles = {port.name: port.role for port in getattr(module, "outputs", ())}
     single = next(iter(roles.values()), "values")

@@ -20,6 +20,7 @@ all, where they are a small part of the model.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 from typing import Any
@@ -61,14 +62,19 @@ class Coded:
         return np.asarray(total * self.scale.astype(np.float32)[:, None])
 
 
-def apply(job: Job) -> None:
-    """Rewrite every matrix that codes make smaller than int8."""
-    dim, codes, residual, seed = (int(job.settings[key]) for key in ("dim", "codes", "residual", "seed"))
+def check(settings: Mapping[str, int | str]) -> None:
+    """Refuse sizes that cannot be."""
+    dim, codes, residual = (int(settings[key]) for key in ("dim", "codes", "residual"))
     if dim < 1 or not 2 <= codes <= MOST_CODES or not 1 <= residual <= 8:
         raise UsageError(
             f"scheme vq: dim of at least 1, codes of 2 to {MOST_CODES} and residual of 1 to 8 were wanted, "
             f"dim={dim}, codes={codes}, residual={residual} came; for example vq:dim=4,codes=256"
         )
+
+
+def apply(job: Job) -> None:
+    """Rewrite every matrix that codes make smaller than int8."""
+    dim, codes, residual, seed = (int(job.settings[key]) for key in ("dim", "codes", "residual", "seed"))
     fitting: list[Weight] = []
     others: list[Weight] = []
     kept = ends(job)
@@ -138,8 +144,8 @@ def encoded(
     left = np.concatenate([(rows / scale[:, None].astype(np.float64)).reshape(-1, dim) for rows, scale in pairs])
     weights = None
     if moments is not None and any(m is not None for m in moments):
-        found = [importance(m, rows, scale) for m, (rows, scale) in zip(moments, pairs, strict=True)]
-        weights = np.concatenate([w.reshape(-1, dim) for w in found])
+        counts = [importance(m, rows, scale) for m, (rows, scale) in zip(moments, pairs, strict=True)]
+        weights = np.concatenate([w.reshape(-1, dim) for w in counts])
     all_codes, books = [], []
     for stage in range(residual):
         book = kmeans(left, codes, weights, seed + stage)
@@ -229,4 +235,5 @@ SCHEME = Scheme(
     apply,
     {"dim": 4, "codes": 256, "residual": 1, "tune": 0, "seed": 0},
     uses_data=True,
+    check=check,
 )

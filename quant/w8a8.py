@@ -23,7 +23,7 @@ So a step runs in integers: int32 sums, one multiplication and shift per output,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,11 +69,15 @@ class Plan:
     products: set[ir.Node] = field(default_factory=set)  # with int8 inputs
 
 
-def apply(job: Job) -> None:
-    """Rewrite the whole graph."""
-    name = str(job.settings["calibrator"])
+def check(settings: Mapping[str, int | str]) -> None:
+    """Refuse a calibrator that there is not."""
+    name = str(settings["calibrator"])
     if name not in CALIBRATORS:
         raise UsageError(f"scheme w8a8: calibrator must be one of {', '.join(CALIBRATORS)}, got {name!r}")
+
+
+def apply(job: Job) -> None:
+    """Rewrite the whole graph."""
     assert job.calibration is not None
     nodes = list(job.model.graph)
     floats = [value for node in nodes for value in node.outputs if value.dtype == FLOAT]
@@ -390,4 +394,5 @@ SCHEME = Scheme(
     {"calibrator": "mse"},
     needs_data=True,
     uses_data=True,
+    check=check,
 )

@@ -17,6 +17,8 @@ The int8 product is the one of `w8a8-dynamic`: vector-wise, one scale per row of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_ir as ir
 
@@ -29,11 +31,16 @@ THRESHOLD = 6.0  # of the paper
 MOST_SHARE = 0.25  # of the features: more outliers than these are no outliers
 
 
+def check(settings: Mapping[str, int | str]) -> None:
+    """Refuse a share that is none."""
+    percent = int(settings["percent"])
+    if not 0 < percent <= 100:
+        raise UsageError(f"scheme w8a8-outlier: percent must lie in 1 to 100, got {percent}")
+
+
 def apply(job: Job) -> None:
     """Rewrite every product of activations and a matrix; the other weights as `w8` does."""
     percent = float(job.settings["percent"])
-    if not 0 < percent <= 100:
-        raise UsageError(f"scheme w8a8-outlier: percent must lie in 1 to 100, got {percent:g}")
     for weight in job.weights():
         if not weight.is_plain:
             w8.quantize(job, weight)
@@ -102,4 +109,5 @@ SCHEME = Scheme(
     {"percent": 5},
     needs_data=True,
     uses_data=True,
+    check=check,
 )

@@ -28,6 +28,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def short_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long run of calibration as long as its schedule of resets: enough where the ranges are not what is tested."""
+    from edgemem.quant import calibration
+
+    monkeypatch.setattr(calibration, "LONG_FRAMES", 256)
+
+
 @pytest.fixture(scope="session")
 def zoo(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Small models of the zoo by name, exported once."""

@@ -16,6 +16,7 @@ from edgemem.modelfile import open_model
 from edgemem.program import Array
 from edgemem.quant import quantize
 
+pytestmark = pytest.mark.usefixtures("short_calibration")
 WIDTH, PLANTED, SIZE = 64, (5, 40), 150.0
 
 
@@ -70,9 +71,3 @@ def test_without_outliers_it_is_the_dynamic_scheme(models: Path, tmp_path: Path)
     a, b = (load(tmp_path / f"{s}.onnx").stream() for s in ("w8a8-dynamic", "w8a8-outlier"))
     x = np.random.default_rng(1).standard_normal((20, 3)).astype(np.float32)
     np.testing.assert_array_equal([a.step(row) for row in x], [b.step(row) for row in x])
-
-
-@pytest.mark.parametrize("percent", [0, 101])
-def test_a_share_that_is_none_is_refused(models: Path, percent: int, tmp_path: Path) -> None:
-    with pytest.raises(edgemem.errors.UsageError, match="percent must lie in 1 to 100"):
-        quantize(models / "k.onnx", tmp_path / "q.onnx", f"w8a8-outlier:percent={percent}")

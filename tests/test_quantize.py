@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from onnx import numpy_helper
 
 from edgemem import load
 from edgemem.cli.main import cli
-from edgemem.errors import ContractError, UsageError
+from edgemem.errors import ContractError, InputError, UsageError
 from edgemem.export import export_model
 from edgemem.modelfile import open_model
 from edgemem.program import Array
@@ -40,6 +41,7 @@ STEPS = 40
 NAMES = ("lm-rwkv4", "lmu", "memformer", "folding")  # of every family
 FEW = 8  # elements: the small models have small matrices
 Files = Callable[[str], Path]
+pytestmark = pytest.mark.usefixtures("short_calibration")
 
 
 def random_data(model: Path, path: Path, frames: int = 256) -> Path:
@@ -71,7 +73,10 @@ def test_every_scheme_shrinks_and_streams_every_model(zoo: Files, name: str, sch
     assert np.isfinite(outputs).all()
 
 
-@settings(max_examples=3, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    max_examples=3,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
+)
 @given(st.data())
 def test_any_small_model_of_the_zoo_quantizes_and_streams(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -198,14 +203,38 @@ def test_quantizing_twice_is_refused(zoo: Files, tmp_path: Path) -> None:
         ("w8:bits=4", {}, "scheme w8 has no setting 'bits=4'"),
         ("w8", {"exclude": ["nothing*"]}, "names no tensor"),
         ("w8", {"exclude": ["*"]}, "would not shrink"),
+        ("w8", {"task": "kws"}, "task kws: lmu does not fit"),
+        ("w8a8-outlier:percent=0", {}, "percent must lie in 1 to 100, got 0"),
+        ("w8a8-outlier:percent=101", {}, "percent must lie in 1 to 100, got 101"),
+        ("w8a8:calibrator=median", {}, "calibrator must be one of .*, got 'median'"),
+        ("vq:dim=0", {}, "dim of at least 1.* were wanted"),
+        ("vq:codes=1", {}, "codes of 2 to 65536 .* were wanted"),
+        ("vq:residual=9", {}, "residual of 1 to 8 were wanted"),
+        ("memory-vq:codes=257", {}, "codes of 2 to 256 were wanted"),
     ],
 )
 def test_what_cannot_work_is_refused(
-    zoo: Files, scheme: str, options: dict[str, list[str]], message: str, tmp_path: Path
+    zoo: Files, scheme: str, options: dict[str, object], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises((UsageError, InputError), match=message):
         quantize(zoo("lmu"), tmp_path / "q.onnx", scheme, steps=STEPS, **options)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+def test_the_parent_is_not_written_over(zoo: Files, tmp_path: Path) -> None:
+    path = Path(shutil.copy(zoo("lmu"), tmp_path / "m.onnx"))
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match=r"would replace .*m\.onnx, which `verify --reference` needs"):
+        quantize(path, tmp_path / "." / "m.onnx", "w8", smallest=FEW, steps=STEPS)
+    assert path.read_bytes() == before
+
+
+def test_a_scheme_that_finds_no_matrix_says_so(zoo: Files, tmp_path: Path) -> None:
+    report = quantize(zoo("lmu"), tmp_path / "q.onnx", "w8", smallest=10**6, steps=STEPS)
+    assert report.warnings == (
+        "no matrix of 1000000 elements or more was left to w8: vectors become float16, no more; "
+        "lower --smallest, or exclude less",
+    )
 
 
 def test_verify_finds_a_wrong_scale_and_a_wrong_parent(zoo: Files, tmp_path: Path) -> None:

@@ -10,15 +10,16 @@ import torch
 from torch import nn
 
 import edgemem
-from edgemem import load
+from edgemem import evaluation, load
 from edgemem.errors import UsageError
 from edgemem.export import to_onnx
 from edgemem.modelfile import open_model
 from edgemem.narrow import as_parent
-from edgemem.program import Array
+from edgemem.program import Array, Program
 from edgemem.quant import quantize
 from edgemem.quant.state import GOLDEN, POLICIES, Rounder
 from edgemem.snapshot import fingerprint
+from edgemem.tasks import Score
 from edgemem.trial import poisoned
 from edgemem.verify import verify
 
@@ -86,6 +87,36 @@ def test_auto_keeps_the_budget_and_writes_down_what_it_measured(slow: tuple[Path
     assert wide.states == {"mean": "f32"}
 
 
+def test_auto_keeps_what_a_task_loses_within_the_budget(
+    slow: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task whose metric is minus the distance to the float file: int8 stands still and is widened until it holds."""
+    model, data = slow
+
+    class Following:
+        def refusal(self, contract: object) -> None:
+            return None
+
+        def evaluate(self, program: Program, limit: int | None = None, tick: object = None) -> Score:
+            streams = load(model).stream(), program.stream()
+            wanted, came = (np.stack([s.step(x) for x in sequence(300)]) for s in streams)
+            return Score("closeness", 1.0 - float(np.abs(came - wanted).max() / np.abs(wanted).max()))
+
+    monkeypatch.setattr(evaluation, "task", lambda name: Following())
+    out, options = tmp_path / "q.onnx", {"calibrate": data, "smallest": 8, "steps": 20, "task": "following"}
+    report = quantize(model, out, "w8", state="auto", state_budget=0.03, **options)  # type: ignore[arg-type]
+    assert report.states["mean"] != "i8"
+    found = open_model(out).contract.quant["states"]
+    assert isinstance(found, dict) and found["task"] == "following" and found["steps"] >= 5000
+    assert found["metric_loss"] <= 0.03 and found["relative_output_error"] > 0
+
+
+def test_scores_know_which_way_is_worse() -> None:
+    assert Score("accuracy", 0.9).worse_than(Score("accuracy", 1.0)) == pytest.approx(0.1)
+    assert Score("bits_per_byte", 2.2).worse_than(Score("bits_per_byte", 2.0)) == pytest.approx(0.1)
+    assert Score("token_error_rate", 0.1).worse_than(Score("token_error_rate", 0.2)) == 0.0
+
+
 @pytest.mark.parametrize("policy", POLICIES[1:])
 def test_every_policy_verifies_resets_and_goes_on(slow: tuple[Path, Path], policy: str, tmp_path: Path) -> None:
     model, data = slow
@@ -129,7 +160,9 @@ def test_wide_states_and_counters_stay_float32(models: Path, tmp_path: Path) -> 
 
 
 def test_unknown_policies_are_refused(slow: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"unknown state policy 'i4'; there are f32, .* and auto"):
-        quantize(slow[0], tmp_path / "q.onnx", "w8", state="i4", calibrate=slow[1], smallest=8)
+    with pytest.raises(
+        UsageError, match=r"unknown state policy 'i32' \(did you mean 'f32'\?\); there are f32, .* and auto"
+    ):
+        quantize(slow[0], tmp_path / "q.onnx", "w8", state="i32", calibrate=slow[1], smallest=8)
     with pytest.raises(UsageError, match=r"needs calibration data, and none ships"):
         quantize(slow[0], tmp_path / "q.onnx", "w8", state="i8", smallest=8)

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 @click.option(
     "--state", default="f32", show_default=True, metavar="POLICY", help="f32, f16, i16, i8, i8+dither, auto …"
 )
-@click.option("--state-budget", metavar="SHARE", help="Output error that auto allows, such as 0.5%.  [default: 0.5%]")
+@click.option(
+    "--state-budget", metavar="SHARE", help="What auto may cost: output error, or with --task its metric.  [0.5%]"
+)
 @click.option("--smallest", type=click.IntRange(0), help="Matrices of fewer elements stay float32.  [default: 512]")
 @click.option("--task", metavar="TASK", help="Judge both files on this task, such as kws.")
 @click.option("--steps", type=click.IntRange(1), help="Steps to compare with FILE for the certificate.  [default: 512]")
@@ -45,6 +47,7 @@ def command(
     \b
     edgemem quantize k.onnx -o k8.onnx --scheme w8
     edgemem verify k8.onnx --reference k.onnx --steps 10000
+    edgemem quantize k.onnx -o ks.onnx --scheme w8a8 --state auto --state-budget 1% --task kws
     """
     from edgemem.quant import quantize
 

@@ -43,6 +43,15 @@ class Score:
     value: float
     details: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def larger_is_better(self) -> bool:
+        return not self.metric.endswith(("_per_byte", "_rate"))
+
+    def worse_than(self, other: Score) -> float:
+        """By what share of `other`'s value this one is worse; 0 where it is as good."""
+        change = (self.value - other.value) / max(abs(other.value), 1e-12)
+        return max(0.0, -change if self.larger_is_better else change)
+
 
 class Task(Protocol):
     """The functions of a task file."""
