@@ -179,7 +179,11 @@ def section(result: Mapping[str, Any]) -> Section:
             "multiply-accumulates / peak), is measured in the same rounds. `ort` and `aot` are timed through "
             "`stream.step`, which checks and copies. Other processes ran on the machine's two cores at the same time: "
             "where a step takes milliseconds, its median says how the engines were interrupted, and the shortest call "
-            "(`best`, beside the shortest roofline) says more about them."
+            "(`best`, beside the shortest roofline) says more about them.\n\n"
+            "What was tried where a goal is missed: the segment's products take as long in tiles of 8 x 2 or 12 x 2 "
+            "vectors as in those of 4 x 4 that stand, and longer in 8 x 3, so registers are not what limits them; "
+            "`edgemem profile` shows the rest in kernels that move data (heads side by side, masks). Python's start is "
+            "the import of pydantic and the schema of the contract, which `edgemem-run` has no need of."
         ),
         tables=[
             Table("Steps", HEADS, [cells(label, row, steps[label]["rows"]) for label in STEPS
