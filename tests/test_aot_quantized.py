@@ -8,15 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
 
 import edgemem
+from edgemem.compare import RELATIVE
 from edgemem.export import export_model
 from edgemem.modelfile import open_model
 from edgemem.quant import quantize
 from edgemem.trial import trial
+from edgemem.verify import INT8_STEP
 from tests.aot_programs import compiled
+from tests.zoo import settings_of
 
 SCHEMES = (
     "f16",
@@ -87,3 +92,21 @@ def test_the_report_names_the_kernel_of_every_product(folder: Path) -> None:
     rows: list[dict[str, Any]] = json.loads(result.stdout)["products"]
     assert [row["shape"] for row in rows] == [[64, 64]] * 5 + [[64, 256], [256, 64], [64, 64]] or len(rows) == 8
     assert all(row["weight"].endswith(".q") and row["reason"] for row in rows)
+
+
+@pytest.mark.parametrize(("name", "scheme"), [("rwkv4", "w8a8-dynamic"), ("kws-lmuformer", "vq:dim=2,codes=16")])
+@settings(max_examples=2, derandomize=True)  # seconds of compilation each
+@given(data=st.data())
+def test_random_models_equal_onnxruntime(
+    tmp_path_factory: pytest.TempPathFactory, name: str, scheme: str, data: Any
+) -> None:
+    """Rows of one and of several; where activations are rounded, step by step and within one step of int8."""
+    folder, config = tmp_path_factory.mktemp("random"), data.draw(settings_of(name))
+    export_model(name, folder / "m.onnx", config, seed=1, chunk=data.draw(st.integers(1, 2)))
+    quantize(folder / "m.onnx", folder / "q.onnx", scheme, smallest=32, steps=4)
+    manifest = compiled(folder / "q.onnx", folder / "p")
+    rounded = scheme.startswith("w8a8")
+    programs = edgemem.load(folder / "q.onnx"), edgemem.load(folder / "p")
+    found = trial(*programs, 48, relative=INT8_STEP if rounded else RELATIVE, together=rounded)
+    assert found.holds, (config, scheme, found.first_divergence, found.max_rel_error)
+    assert all(row["kernel"] for row in manifest["products"])

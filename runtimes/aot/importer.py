@@ -55,7 +55,7 @@ def imported(model: ModelFile, machine: Machine) -> Imported:
     from edgemem.runtimes.aot.quantized.recogniser import recognised
 
     proto = onnx.load(str(model.path))
-    found = recognised(proto)
+    found = recognised(proto, machine.dot)
     used = {name for node in proto.graph.node for name in node.input}
     kept = [value for value in proto.graph.initializer if value.name in used]  # start values are not the step's
     del proto.graph.initializer[:]

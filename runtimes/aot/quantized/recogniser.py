@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from edgemem.runtimes.aot import dots
 from edgemem.runtimes.aot.quantized.weights import GROUP, Codes, Half, Int4, Int8, Narrow
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -52,15 +53,16 @@ class Recognised:
     products: list[Row] = field(default_factory=list)
 
 
-def recognised(proto: Any) -> Recognised:
-    """Rewrite a model in place."""
-    return Recogniser(proto).run()
+def recognised(proto: Any, dot: str = dots.VNNI) -> Recognised:
+    """Rewrite a model in place; `dot` says how the core multiplies bytes, for the report."""
+    return Recogniser(proto, dot).run()
 
 
 class Recogniser:
     """One walk over the nodes of a graph."""
 
-    def __init__(self, proto: Any) -> None:
+    def __init__(self, proto: Any, dot: str) -> None:
+        self.dot = dot
         self.graph = proto.graph
         self.constants = {value.name: value for value in self.graph.initializer}
         self.arrays: dict[str, Array] = {}
@@ -223,7 +225,7 @@ class Recogniser:
         self.plain("Cast", [total], [whole], to=1)
         factor = self.stored(f"{y}.factor", np.float32(step.reshape(())) * matrix.scale)
         self.plain("Mul", [whole, factor], [y])
-        self.report(node, node.input[1], matrix.shape, "w8a8", "")
+        self.report(node, node.input[1], matrix.shape, "w8a8", BYTES[self.dot])
         return True
 
     def product(self, node: Node, matrix: Narrow, x: str, y: str, weight: str) -> None:
@@ -236,7 +238,7 @@ class Recogniser:
         if q is None or q.ndim != 2 or q.dtype != np.int8 or (len(node.input) > 3 and node.input[3]):
             return False
         self.own(INTEGER, node.input[:1] + node.input[2:3], node.output, matrix=self.number(node.input[1], q))
-        self.report(node, node.input[1], q.shape, "w8a8", "")
+        self.report(node, node.input[1], q.shape, "w8a8", BYTES[self.dot])
         return True
 
     def rule_DynamicQuantizeLinear(self, node: Node) -> bool:
@@ -324,7 +326,7 @@ class Recogniser:
         shape = tuple(self.constants[weight].dims) if weight else ()
         if any(name in self.made.values() for name in node.input):
             return
-        reason = "" if weight else "both sides are activations"
+        reason = "its weight is float32 in the file" if weight else "both sides are activations"
         self.report(node, weight, shape, "float32", reason)
 
     def source(self, name: str) -> str:
@@ -367,7 +369,14 @@ REASONS = {
     "w8": "activations are float32 in this scheme",
     "f16": "float16 weights are widened in registers",
     "w4": "activations are float32 in this scheme",
-    "vq": "",
+    "vq": "entries of the codebook are read one by one, float32 activations",
+}
+BYTES = {  # what computes a product of bytes, by the kind in `dots`
+    dots.VNNI: "vpdpbusd",
+    dots.SDOT: "sdot",
+    dots.SMLAD: "smlad on pairs: the core has no product of four bytes",
+    dots.PAIRS: "pmaddwd on pairs: the core has no AVX512-VNNI",
+    dots.PORTABLE: "shifts and products: the core has no product of bytes that the compiler knows",
 }
 
 
