@@ -204,8 +204,9 @@ def section(result: dict[str, Any]) -> Section:
             "calibration sequences; quality is the task's, streamed, beside float32 on the same bytes or "
             "clips. onnxruntime dequantizes int8 weights anew in every step; compiled "
             "programs need not. 4-bit codes are `dim=2`, 2-bit ones `dim=4`, 1-bit ones `dim=8`; `tune` trains their "
-            "codebooks. Of the recogniser's excerpt a word is half a point, 9 % of its errors. `memory-vq` shrinks the state alone, 16 times below bfloat16. The picture: a slow "
-            "accumulator whose state is stored in fewer bits (`python -m bench.state_collapse`)."
+            "codebooks. Of the recogniser's excerpt a word is half a point, 9 % of its errors. `memory-vq` shrinks the "
+            "state alone, 16 times below bfloat16. The picture: a slow accumulator whose state is stored in fewer bits "
+            "(`python -m bench.state_collapse`)."
         ),
         tables=(Table("Bytes, quality, time", heads, lines),),
         pictures=("state_collapse.png",),
