@@ -18,6 +18,8 @@ C_TYPES = {"int8": "int8_t", "int16": "int16_t", "int32": "int32_t", "float32": 
 LIMITS = {"int8": (-128, 127), "int16": (-32768, 32767)}
 ROUNDS = np.float32(12582912.0)  # 1.5 * 2^23
 NORM_BITS = 16
+UPPER_WORD = 33  # the least shift that leaves nothing of the lower 32 bits, rounding included
+MOST_ROOM = 14  # bits above an int16 less its zero
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Out:
         return f"const edgemem_out out = {{{np.dtype(self.dtype).itemsize}, {self.zero}, {self.low}, {self.high}}};"
 
     def put(self, value: Array, shift: int) -> Array:
+        """Halves go up."""
         rounded = ((value + (1 << (shift - 1))) >> shift) + self.zero
         clipped: Array = np.clip(rounded, self.low, self.high).astype(self.dtype)
         return clipped
@@ -109,11 +112,13 @@ def sum_of_terms(terms: Sequence[tuple[int, Sequence[Factor]]], y: Tensor, at: i
         place = f"r{numbers[id(f)]}[{index if f.at == 0 else f'{f.at} + {index}'}]"
         return place if f.zero == 0 else f"({place} - ({f.zero}))"
 
-    pieces = [" * ".join([f"(int64_t){weight}", factors_text(group, element)]) for weight, group in terms]
+    room = 0 if any(len(group) > 1 for _, group in terms) else min(MOST_ROOM, max(0, UPPER_WORD - shift))
+    spread = f" * {1 << room}" if room else ""  # so that the upper word of a sum holds all of the result
+    pieces = [f"(int64_t){weight} * ({factors_text(group, element)}{spread})" for weight, group in terms]
     c = f"""\
 {out.c()}
 int32_t i;
-for (i = 0; i < {count}; ++i) edgemem_put(w, {at} + i, {" + ".join(pieces)}, {shift}, &out);"""
+for (i = 0; i < {count}; ++i) edgemem_put(w, {at} + i, {" + ".join(pieces)}, {shift + room}, &out);"""
     return Operation("sum" if len(terms) > 1 else "scale", tuple(f.tensor for f in factors), y, c, run)
 
 

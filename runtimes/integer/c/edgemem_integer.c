@@ -18,39 +18,33 @@
 
 #if EDGEMEM_MVE
 #include <arm_mve.h>
-#elif EDGEMEM_DSP
-#include <arm_acle.h>
 #endif
 
 enum { BLOCK = 4 }; /* outputs whose sums run together: x is read once for all of them */
 
-void edgemem_put(void *y, int32_t i, int64_t value, int32_t shift, const edgemem_out *out)
-{
-    int64_t v = ((value + ((int64_t)1 << (shift - 1))) >> shift) + out->zero;
-    if (v < out->low) v = out->low;
-    if (v > out->high) v = out->high;
-    if (out->bytes == 1) ((int8_t *)y)[i] = (int8_t)v;
-    else ((int16_t *)y)[i] = (int16_t)v;
-}
-
 #if EDGEMEM_DSP
 
-static inline uint32_t word(const int8_t *p)
-{
-    uint32_t value;
-    __builtin_memcpy(&value, p, sizeof value); /* one load, also where the compiler is told of no C library */
-    return value;
-}
-
-static inline uint32_t rotated(uint32_t value)
-{
-    return (value >> 8) | (value << 24); /* one instruction with the extension that follows */
-}
+/* Four bytes of x against two rows that lie `apart`, the words of both read before the first is widened: by hand, so that
+ * all that a block of four rows needs stays in registers. */
+#define TWO_ROWS(row, first, second) \
+    __asm__("ldr %[q], [%[r], %[n]]\n\t" \
+            "ldr %[p], [%[r]], #4\n\t" \
+            "sxtb16 %[t], %[p]\n\t" \
+            "sxtb16 %[p], %[p], ror #8\n\t" \
+            "smlad %[s], %[t], %[e], %[s]\n\t" \
+            "sxtb16 %[t], %[q]\n\t" \
+            "sxtb16 %[q], %[q], ror #8\n\t" \
+            "smlad %[s], %[p], %[o], %[s]\n\t" \
+            "smlad %[z], %[t], %[e], %[z]\n\t" \
+            "smlad %[z], %[q], %[o], %[z]" \
+            : [r] "+&r"(row), [s] "+&r"(first), [z] "+&r"(second), [p] "=&r"(p), [q] "=&r"(q), [t] "=&r"(t) \
+            : [n] "r"(depth), [e] "r"(even), [o] "r"(odd) \
+            : "memory")
 
 #endif
 
-/* Four sums over the same x; rows of w are `depth` apart. */
-static inline void four_sums(const int8_t *x, const int8_t *w, int32_t depth, int32_t sums[BLOCK])
+/* Four sums over the same x; rows of w are `depth` apart. A function of its own, for all registers. */
+static __attribute__((noinline)) void four_sums(const int8_t *x, const int8_t *w, int32_t depth, int32_t sums[BLOCK])
 {
     const int8_t *a = w, *b = w + depth, *c = w + 2 * depth, *d = w + 3 * depth;
     int32_t s0 = sums[0], s1 = sums[1], s2 = sums[2], s3 = sums[3], k = 0;
@@ -65,14 +59,22 @@ static inline void four_sums(const int8_t *x, const int8_t *w, int32_t depth, in
     }
 #else
 #if EDGEMEM_DSP
-    for (; k + 4 <= depth; k += 4) {
-        const uint32_t v = word(x + k), p = word(a + k), q = word(b + k), r = word(c + k), t = word(d + k);
-        const int16x2_t even = __sxtb16(v), odd = __sxtb16(rotated(v));
-        s0 = __smlad(__sxtb16(rotated(p)), odd, __smlad(__sxtb16(p), even, s0));
-        s1 = __smlad(__sxtb16(rotated(q)), odd, __smlad(__sxtb16(q), even, s1));
-        s2 = __smlad(__sxtb16(rotated(r)), odd, __smlad(__sxtb16(r), even, s2));
-        s3 = __smlad(__sxtb16(rotated(t)), odd, __smlad(__sxtb16(t), even, s3));
+    const int8_t *const end = x + (depth & ~3);
+    while (x != end) {
+        uint32_t even, odd, p, q, t;
+        __asm__("ldr %[o], [%[x]], #4\n\t"
+                "sxtb16 %[e], %[o]\n\t"
+                "sxtb16 %[o], %[o], ror #8"
+                : [x] "+&r"(x), [e] "=&r"(even), [o] "=&r"(odd)
+                :
+                : "memory");
+        TWO_ROWS(a, s0, s1);
+        TWO_ROWS(c, s2, s3);
     }
+    k = depth & ~3;
+    x -= k;
+    a -= k;
+    c -= k;
 #endif
     for (; k < depth; ++k) {
         const int32_t v = x[k];
@@ -91,19 +93,26 @@ static inline void four_sums(const int8_t *x, const int8_t *w, int32_t depth, in
 void edgemem_product8(const int8_t *x, const int8_t *w, const int32_t *bias, const int32_t *factor, void *y,
                       int32_t rows, int32_t outputs, int32_t depth, int32_t shift, const edgemem_out *out)
 {
-    int32_t r, n, k, i, sums[BLOCK];
+    const edgemem_out held = *out;
+    int32_t r, n, k, sums[BLOCK];
     for (r = 0; r < rows; ++r, x += depth) {
         for (n = 0; n + BLOCK <= outputs; n += BLOCK) {
-            for (i = 0; i < BLOCK; ++i) sums[i] = bias[n + i];
+            const int32_t *const f = factor + n;
+            const int32_t at = r * outputs + n;
+            sums[0] = bias[n];
+            sums[1] = bias[n + 1];
+            sums[2] = bias[n + 2];
+            sums[3] = bias[n + 3];
             four_sums(x, w + n * depth, depth, sums);
-            for (i = 0; i < BLOCK; ++i) {
-                edgemem_put(y, r * outputs + n + i, (int64_t)sums[i] * factor[n + i], shift, out);
-            }
+            edgemem_put(y, at, (int64_t)sums[0] * f[0], shift, &held);
+            edgemem_put(y, at + 1, (int64_t)sums[1] * f[1], shift, &held);
+            edgemem_put(y, at + 2, (int64_t)sums[2] * f[2], shift, &held);
+            edgemem_put(y, at + 3, (int64_t)sums[3] * f[3], shift, &held);
         }
         for (; n < outputs; ++n) {
             int32_t sum = bias[n];
             for (k = 0; k < depth; ++k) sum += (int32_t)x[k] * w[n * depth + k];
-            edgemem_put(y, r * outputs + n, (int64_t)sum * factor[n], shift, out);
+            edgemem_put(y, r * outputs + n, (int64_t)sum * factor[n], shift, &held);
         }
     }
 }
