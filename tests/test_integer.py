@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 import edgemem
 from edgemem.runtimes.aot.graph import Tensor
+from edgemem.runtimes.firmware import elf
 from edgemem.runtimes.integer import kernels
 from edgemem.runtimes.integer.lower import NotInteger, lowered, whole_numbers
 from edgemem.runtimes.integer.reference import IntegerProgram
@@ -21,6 +23,7 @@ from tests.test_firmware import manifest, needs
 
 pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
 SPOTTER = {"layers": 1, "width": 24, "order": 6, "channels": 3, "convolutions": 2, "features": 22}
+REAL = ("stm32f746g_disco", "nucleo_f446re", "nucleo_h743zi", "nrf52840_dk", "rpi_pico", "rpi_pico2", "esp32c3")
 CORES = ("mps2_an385", "mps2_an386", "mps3_an547")  # portable, SMLAD, Helium
 
 
@@ -98,6 +101,65 @@ def test_a_model_without_integer_kernels_keeps_float_ones_and_says_why(tmp_path:
     quantize(tmp_path / "r.onnx", tmp_path / "q.onnx", "w8a8", calibrate=tmp_path / "tokens.npy", smallest=64, steps=8)
     with pytest.raises(NotInteger, match="input tokens of int64 has no integer kernel"):
         IntegerProgram(tmp_path / "q.onnx")
+
+
+def test_a_core_with_smlad_takes_fewer_instructions(spotter: Path, tmp_path: Path) -> None:
+    """Of the int8 products; both counts are of the same core, and each repeats."""
+    from edgemem.boards import board
+    from edgemem.runtimes.aot.compiler import compile_model
+    from edgemem.runtimes.firmware.counts import counted
+
+    needs("mps2_an386")
+    compile_model(spotter, board("mps2_an386"), tmp_path / "fw", name="model")
+    counts = {}
+    for flags in ("", "-DEDGEMEM_PORTABLE"):
+        (tmp_path / f"spare{flags}").mkdir()
+        found = counted(tmp_path / "fw", tmp_path / f"spare{flags}", 8, flags)
+        counts[flags] = sum(k["instructions"] for k in found["kernels"] if k["primfunc"] == "product8")
+        assert found["instructions_per_step"] > counts[flags] > 0 or flags
+    assert counts["-DEDGEMEM_PORTABLE"] > 1.2 * counts[""]  # short rows; 1.6 times on those of the shipped spotter
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_board_without_emulator_gets_the_image_that_it_starts_from(spotter: Path, tmp_path: Path, name: str) -> None:
+    """Vector table, memory map, and what the ROM of the chip looks for."""
+    from edgemem.boards import board
+    from edgemem.runtimes.aot.compiler import compile_model
+
+    needs(name)
+    facts = board(name)
+    compile_model(spotter, facts, tmp_path / "fw", name="model")
+    image, data = elf.read(tmp_path / "fw" / "firmware.elf"), (tmp_path / "fw" / "firmware.bin").read_bytes()
+    assert facts.flash_origin is not None and facts.flash_bytes is not None
+    assert facts.ram_origin is not None and facts.ram_bytes is not None
+    ram = range(facts.ram_origin, facts.ram_origin + facts.ram_bytes + 1)
+    for section in (".stack", ".state", ".arena"):
+        found = image.section(section)
+        assert found is not None and found.address in ram and found.address + found.nbytes in ram, section
+    assert len(data) <= facts.flash_bytes
+    if name == "esp32c3":
+        assert data[:8] == struct.pack("<II", 0xAEDB041D, 0xAEDB041D)
+        return
+    start = 256 if name == "rpi_pico" else 0
+    stack, reset = struct.unpack_from("<II", data, start)
+    assert stack == image.symbols["stack_end"][0] and stack in ram
+    assert reset == image.symbols["reset"][0] | 1
+    assert facts.flash_origin <= reset < facts.flash_origin + facts.flash_bytes
+    if name == "rpi_pico":
+        assert struct.unpack_from("<I", data, 252)[0] == slow_checksum(data[:252])
+    if name == "rpi_pico2":
+        block = struct.pack("<5I", 0xFFFFDED3, 0x10210142, 0x000001FF, 0, 0xAB123579)
+        assert 0 <= data.find(block) < 4096 and data.find(block) % 4 == 0
+
+
+def slow_checksum(data: bytes) -> int:
+    """CRC-32 with the polynomial 0x04C11DB7, bit by bit, most significant first."""
+    value = 0xFFFFFFFF
+    for byte in data:
+        value ^= byte << 24
+        for _ in range(8):
+            value = (value << 1 ^ (0x04C11DB7 if value >> 31 else 0)) & 0xFFFFFFFF
+    return value
 
 
 @given(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=8), st.integers(12, 31))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import click
 
-from edgemem.cli.options import json_option, print_json, progress_bar, stdout, table
+from edgemem.cli.options import json_option, print_json, progress_bar, stderr, stdout, table
 from edgemem.errors import UsageError
 
 
@@ -20,7 +21,7 @@ from edgemem.errors import UsageError
     "--install-peers", is_flag=True, help="First install those that are missing, each in its own environment."
 )
 @click.option("--rpc", metavar="HOST:PORT", help="Measure on a board where TVM's RPC server runs; with --board.")
-@click.option("--board", "board_name", metavar="BOARD", help="What runs at --rpc; see edgemem boards.")
+@click.option("--board", "board_name", metavar="BOARD", help="What runs at --rpc, or an emulated microcontroller.")
 @click.option("--rounds", type=click.IntRange(1), default=20, show_default=True, help="Turns that each one takes.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the inputs.")
 @json_option
@@ -43,7 +44,11 @@ def command(
     edgemem bench r.onnx k.onnx --runtime aot --json
     edgemem bench r.onnx --runtime aot --against onnxruntime,openvino,litert
     edgemem bench r.onnx --board rpi4 --rpc rpi4.local:9090
+    edgemem bench k8.onnx --board mps2_an386 --json     instructions of an emulated microcontroller, kernel by kernel
     """
+    if board_name and not rpc and is_bare(board_name):
+        on_emulator(files, board_name, as_json)
+        return
     if rpc or board_name:
         on_board(files, board_name, rpc, rounds, as_json)
         return
@@ -59,6 +64,32 @@ def command(
         task = progress.add_task("timing", total=rounds)
         found = measure(files, runtimes, threads, rounds, seed, lambda: progress.advance(task), others)
     print_json(found) if as_json else show(found)
+
+
+def is_bare(board_name: str) -> bool:
+    from edgemem.boards import board
+
+    return board(board_name).kind == "bare"
+
+
+def on_emulator(files: tuple[Path, ...], board_name: str, as_json: bool) -> None:
+    """Instructions of a step on an emulated microcontroller."""
+    from edgemem.boards import board
+    from edgemem.runtimes.firmware.counts import bench
+
+    with stderr().status(f"counting on {board_name}"):
+        found = bench(files, board(board_name))
+    if as_json:
+        print_json(found)
+        return
+    rows = []
+    for row in found["rows"]:
+        rows.append((Path(row["file"]).name, "step", f"{row['instructions_per_step']:,.0f}"))
+        kinds = Counter[str]()
+        for kernel in row["kernels"]:
+            kinds[kernel["primfunc"]] += kernel["instructions"]
+        rows += [("", kind, f"{count:,.0f}") for kind, count in kinds.most_common()]
+    stdout().print(table(("file", "kernel", "instructions"), rows, title=board_name))
 
 
 def on_board(files: tuple[Path, ...], board_name: str | None, rpc: str | None, rounds: int, as_json: bool) -> None:

@@ -23,6 +23,8 @@ from edgemem.text import human_bytes
 
 SNAPSHOT_HEADER_BYTES = 20
 NESTED = 3  # functions of an integer kernel that are open at once
+# Of float32 weights, the mildest first; see the table of schemes in the README.
+SMALLER_WEIGHTS = (("f16", 0.5), ("w8", 0.26), ("w4g32", 0.15))
 DATA_BYTES = 64  # variables of console, counter and snapshots
 FIRMWARE_CODE_BYTES = 3600  # start-up, console, self-test, snapshots, and what comes of a C library
 CALL_BYTES, ARGUMENT_BYTES = 4, 6  # of the driver
@@ -99,8 +101,29 @@ def check(board: Board, program: Generated, budget: Budget) -> None:
             listed = ", ".join(f"{name.replace('_', ' ')} {human_bytes(count)}" for name, count in parts.items())
             raise BudgetError(
                 f"{program.model.contract.model.name} does not fit {board.name}: {needed} bytes of {what} needed, "
-                f"{there} on the board ({listed})."
+                f"{there} on the board ({listed}). {advice(program, what, parts, needed - there)}"
             )
+
+
+def advice(program: Generated, what: str, parts: dict[str, int], excess: int) -> str:
+    """The change that costs the least quality among those that would free `excess` bytes."""
+    contract = program.model.contract
+    floats, chunk = contract.quant.get("scheme", "none") == "none", contract.chunk.size
+    if what == "flash":
+        for scheme, ratio in SMALLER_WEIGHTS:
+            if floats and parts["weights"] * (1 - ratio) >= excess:
+                return f"With --scheme {scheme} its weights take about {human_bytes(int(parts['weights'] * ratio))}."
+        times = parts["weights"] / max(1, parts["weights"] - excess)
+        return (
+            f"Its weights have to be {times:.1f} times smaller: take a smaller width or fewer layers."
+            if (excess < parts["weights"])
+            else "Code and snapshots alone are too large: take another board."
+        )
+    if chunk > 1 and (parts["arena"] + parts["io"]) * (1 - 1 / chunk) >= excess:
+        return f"Export it with --chunk 1: its arena grows with the {chunk} {contract.chunk.unit}s of a step."
+    if floats and (parts["state"] + parts["arena"]) // 2 >= excess:
+        return "With --scheme w8a8 states and arena are int16, half as large, where its step runs in integers."
+    return "Take a smaller width, fewer layers or another board."
 
 
 def weighed(board: Board, budget: Budget, image: elf.Elf) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from edgemem.boards import Board
-from edgemem.errors import CompileError
 from edgemem.modelfile import open_model
 from edgemem.program import load
 from edgemem.runtimes.aot import emit
@@ -122,22 +120,3 @@ def clean(folder: Path, program: Generated) -> None:
     for file in folder.rglob("*.o"):
         if file.name not in kept:
             file.unlink()
-
-
-def marked(text: str, name: str, count: int) -> str:
-    """A driver that calls `edgemem_mark` behind each of its `count` kernel calls.
-
-    Raises:
-        CompileError: the text is not the driver of such a program.
-    """
-    lines, index = [], 0
-    for line in text.splitlines():
-        lines.append(line)
-        if line.startswith("static void run("):
-            lines[-1] = '#include "marks.h"\n' + line
-        if re.match(rf"    {name}_k\d+_\w*\(.*\);$", line):
-            lines[-1] = ("    edgemem_mark_start();\n" if index == 0 else "") + f"{line}\n    edgemem_mark({index}u);"
-            index += 1
-    if index != count:
-        raise CompileError(f"{name}.c has {index} kernel calls, its manifest {count}; compile the model again")
-    return "\n".join(lines) + "\n"
