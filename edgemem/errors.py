@@ -55,6 +55,10 @@ class StreamError(EdgememError):
     """A stream used after its end, or in an order that loses data."""
 
 
+class PeerError(EdgememError):
+    """An engine that edgemem is measured against, or its converter, that failed."""
+
+
 class MissingDependency(EdgememError):
     """An optional package or tool that is not installed."""
 

@@ -22,14 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from edgemem.errors import CheckFailed, EdgememError, MissingDependency, UsageError
+from edgemem.errors import CheckFailed, EdgememError, MissingDependency, PeerError, UsageError
 from edgemem.modelfile import ModelFile, start_values
 from edgemem.program import Array
 
 WORKER = Path(__file__).with_name("worker.py")
 FOLDER = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "edgemem" / "peers"
 NOTE = "edgemem-peer.txt"  # written last: an environment without it was cut off, or is of other versions
-CHECKED = 8  # steps, as in the worker
+CHECKED = 8  # steps whose outputs are compared with onnxruntime's
 RELATIVE = 1e-3  # of the largest output: another engine's rounding, over a few steps
 PACKAGES: Mapping[str, str] = {
     "onnxruntime": "onnxruntime==1.32.0 numpy",
@@ -78,7 +78,7 @@ class Peer:
             if line.startswith(wanted):
                 return line
         _, error = self._process.communicate()
-        raise EdgememError(f"{self.name} ended: {last_line(error)}")
+        raise PeerError(f"{self.name} ended before its answer: {last_line(error)}")
 
 
 def last_line(text: str) -> str:
@@ -139,7 +139,7 @@ def started(name: str, model: ModelFile, chunks: Mapping[str, Array], threads: i
     contract = model.contract
     outputs = {port.name: port.dtype for port in contract.outputs}
     job = {"model": str(model.path.resolve()), "folder": str(work), "inputs": list(chunks), "outputs": outputs,
-           "states": [state.name for state in contract.states]}  # fmt: skip
+           "states": [state.name for state in contract.states], "checked": CHECKED}  # fmt: skip
     (work / "job.json").write_text(json.dumps(job))
     starts = {f"start.{state}": array for state, array in start_values(model).items()}
     np.savez(work / "data.npz", **chunks, **starts)  # type: ignore[arg-type]
@@ -161,7 +161,7 @@ def converted(model: ModelFile, python: Path, work: Path) -> None:
 
     Raises:
         UsageError: quantized, or not of the zoo.
-        EdgememError: the converter refuses it.
+        PeerError: the converter refuses it.
     """
     if model.contract.quant.get("scheme") != "none":
         raise UsageError("litert is built from the torch module; a quantized file has none")
@@ -186,7 +186,7 @@ def converted(model: ModelFile, python: Path, work: Path) -> None:
     torch.export.save(exported, work / "step.pt2")
     done = subprocess.run([python, WORKER, "convert", work], capture_output=True, text=True)
     if done.returncode or not (work / "model.tflite").exists():
-        raise EdgememError(f"litert-torch cannot convert the step: {last_line(done.stderr)}")
+        raise PeerError(f"litert-torch cannot convert the step: {last_line(done.stderr)}")
 
 
 def check_outputs(model: ModelFile, name: str, chunks: Mapping[str, Array], came: Mapping[str, Array]) -> None:

@@ -4,9 +4,10 @@
     python worker.py ENGINE FOLDER THREADS   writes outputs.npz, says `ready`, then for each line with a number of
                                              seconds steps that long and answers the microseconds of each step as JSON
 
-FOLDER holds job.json (model, and the names of inputs, outputs and states in the graph's order) and data.npz (chunks
-[count, *shape] of every input, the start of every state). Each engine gets the loop that a careful user writes: inputs
-copied to where the engine reads them, states never copied where it can be avoided, outputs read where they lie.
+FOLDER holds job.json (model, the names of inputs, outputs and states in the graph's order, and `checked`: how many
+first steps' outputs to write) and data.npz (chunks [count, *shape] of every input, the start of every state). Each
+engine gets the loop that a careful user writes: inputs copied to where the engine reads them, states never copied where
+it can be avoided, outputs read where they lie.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-CHECKED = 8  # steps whose outputs are compared with edgemem's
 WARM = 20
 
 
@@ -158,7 +158,7 @@ def serve(engine: str, folder: Path, threads: int) -> None:
         peer.step()
 
     first: dict[str, list[Any]] = {name: [] for name in peer.outputs}
-    for _ in range(CHECKED):
+    for _ in range(job["checked"]):
         step()
         for name, array in peer.outputs.items():
             first[name].append(np.array(array))

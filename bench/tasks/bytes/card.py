@@ -47,7 +47,7 @@ def card(name: str, entry: Mapping[str, Any]) -> str:
         "demonstration and a ruler for compression and compilation, not a programming aid.",
         "## Measured",
         f"{test['bits_per_byte']:.3f} bits per byte on {test['files']} files ({test['bytes']:,} bytes) that were held "
-        f"out by the digest of their name, streamed; {test['later']:.3f} behind the first kilobyte of each. "
+        f"out by the digest of their name, streamed; {test['later']:.3f} after the first kilobyte of each. "
         "`bench/results/bytes.json` also has the learning curve and the costs of a long past, beside three other "
         f"models with the same budget; `edgemem eval {name} --task bytes` judges a packaged excerpt. Weights are "
         f"stored as float16 and run as float32. The recipe is `python -m bench.tasks.bytes --model {name}`.",

@@ -161,7 +161,7 @@ def quality(models: Mapping[str, Any]) -> Table:
         ]
         for name, found in models.items()
     ]
-    heads = ("model", "parameters", "bits per byte", "behind the first KiB", "validation", "CPU minutes", "state")
+    heads = ("model", "parameters", "bits per byte", "after the first KiB", "validation", "CPU minutes", "state")
     return Table("Quality on the test split", heads, rows)
 
 

@@ -127,10 +127,11 @@ def early_claim(result: dict[str, Any]) -> Claim:
         setup="the shipped spotter on clean clips of one second cut at their end, as in the paper: words in the "
         "middle, about as Speech Commands has them, and words anywhere; and decisions before the end of a word",
         measured=f"clips {100 * centred:.0f} % shorter for a loss of at most one point, {100 * anywhere:.0f} % where "
-        f"words lie anywhere; counted from a word's start, {100 * early['enough']:.0f} % of it have to be heard",
+        "words lie anywhere; from a word's start on, what has to be heard is "
+        f"{100 * early['enough']:.0f} % of its length",
         verdict=verdict
         if centred >= SHORTER
-        else f"{verdict}: silence behind a word can go, but not its end, likely because the words that "
+        else f"{verdict}: silence after a word can go, but not its end, likely because the words that "
         "have to be told from a keyword often differ only there",
     )
 

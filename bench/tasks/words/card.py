@@ -56,10 +56,15 @@ synthetic speakers of which none is in the training set.
 |---|---|---|
 {rates}
 
-The worst of these voices has {100 * worst:.0f} % token errors, clean. From the end of a string to
-the moment its last word is known pass {wait["median"]:.2f} s (median; {wait["p95"]:.2f} s for 95 % of them; below 0: it
-was known before its end), without computing.
+The worst of these voices has {100 * worst:.0f} % token errors, clean. The last word of a
+string is known {moment(wait["median"])} (median; of 95 % of them {moment(wait["p95"])} or
+sooner), without the time of computing.
 """
+
+
+def moment(seconds: float) -> str:
+    """When, counted from the end of a string."""
+    return f"{abs(seconds):.2f} s {'before' if seconds < 0 else 'after'} its end"
 
 
 def write(rows: Sequence[Mapping[str, Any]]) -> list[Path]:
