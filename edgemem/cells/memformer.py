@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemem.cells.attention import MASKED, RelativeAttention, merged, split
+from edgemem.cells.feedforward import FeedForward
 from edgemem.cells.padding import cleared, real_frames
 from edgemem.module import State, StreamingModule, kept
 from edgemem.state import StateTensor
@@ -78,19 +79,6 @@ class Attention(nn.Module):
         q, k, v = (split(u, self.heads) for u in (self.query(x), self.key(source), self.value(source)))
         scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
         y: Tensor = self.out(merged(weights(scores, mask) @ v))
-        return y
-
-
-class FeedForward(nn.Module):
-    """W_2 relu(W_1 x) on each frame."""
-
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.expand = nn.Linear(width, inner)
-        self.reduce = nn.Linear(inner, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.reduce(torch.relu(self.expand(x)))
         return y
 
 

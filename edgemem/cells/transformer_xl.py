@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemem.cells.attention import RelativeAttention
-from edgemem.cells.memformer import FeedForward
+from edgemem.cells.feedforward import FeedForward
 from edgemem.cells.padding import cleared, rows_from
 from edgemem.module import State, StreamingModule
 from edgemem.state import StateTensor

@@ -19,11 +19,11 @@ from edgemem.cells.memformer import DecoderLayer, MemoryEncoder
 from edgemem.cells.padding import cleared, real_frames
 from edgemem.errors import ConfigError
 from edgemem.models import ModelSpec, at_least, divides
+from edgemem.models.language import BYTES, embedding, token_port
 from edgemem.module import Frames, State, StreamingModule, each, extent, part, prefixed
 from edgemem.state import Port
 
 PAPER = "Wu et al., Memformer: A Memory-Augmented Transformer for Sequence Modeling, 2020 (arXiv:2010.06891)"
-BYTES = 256
 
 
 @dataclass(frozen=True)
@@ -84,19 +84,6 @@ def check_sizes(config: LanguageConfig) -> None:
         raise ConfigError(
             f"{type(config).__name__}.temperature must be above 0, got {config.temperature}; 0.25 is the default"
         )
-
-
-def token_port(name: str, vocab: int) -> Port:
-    """An input of token ids 0..vocab - 1: UTF-8 bytes where the vocabulary is all of them."""
-    encoding = "bytes" if vocab == BYTES else None
-    return Port(name, (), dtype="int64", role="tokens", low=0, high=vocab - 1, encoding=encoding)
-
-
-def embedding(vocab: int, width: int) -> nn.Embedding:
-    """Token vectors of about unit norm, as the positions that are added to them."""
-    table = nn.Embedding(vocab, width)
-    nn.init.normal_(table.weight, std=1.0 / math.sqrt(width))
-    return table
 
 
 def encoder_of(config: LanguageConfig, looks_back: bool) -> MemoryEncoder:

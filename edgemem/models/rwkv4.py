@@ -21,12 +21,11 @@ from torch.nn import functional
 from edgemem.cells.rwkv4 import ChannelMix, TimeMix
 from edgemem.errors import CheckpointError
 from edgemem.models import ModelSpec, at_least
+from edgemem.models.language import BYTES
 from edgemem.module import Composite, Run
 from edgemem.state import Port
 
 PAPER = "Peng et al., RWKV: Reinventing RNNs for the Transformer Era, EMNLP 2023 (arXiv:2305.13048)"
-
-BYTES = 256  # the vocabulary of which every token is a byte of UTF-8
 
 
 @dataclass(frozen=True)

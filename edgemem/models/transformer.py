@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from edgemem.cells.memformer import FeedForward
+from edgemem.cells.feedforward import FeedForward
 from edgemem.cells.transformer import CachedAttention
 from edgemem.models import ModelSpec, at_least, divides
-from edgemem.models.memformer import BYTES, embedding, token_port
+from edgemem.models.language import BYTES, embedding, token_port
 from edgemem.module import Composite, Run
 from edgemem.state import Port
 

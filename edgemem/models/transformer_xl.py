@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from edgemem.cells.transformer_xl import SegmentMemory
 from edgemem.models import ModelSpec, at_least, divides
-from edgemem.models.memformer import BYTES, SegmentModel, embedding, token_port
+from edgemem.models.language import BYTES, embedding, token_port
+from edgemem.models.memformer import SegmentModel
 from edgemem.module import State, part, prefixed
 from edgemem.state import Port
 
