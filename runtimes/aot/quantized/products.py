@@ -1,10 +1,10 @@
 """Operators of edgemem's own as tensor expressions; weights are packed for the core when the model is imported.
 
 w8, f16   y[n] = s[n] sum_k x[k] wide(w[k, n])                             panels [N / P, K, P]
-w4        y[n] = sum_g s[g, n] (sum_k x[k] nibble[k, n] - 8 sum_k x[k])    panels [N / P, K / 8, P]
+w4        y[n] = sum_g 16 s[g, n] sum_k x[k] ((q[k, n] + 24) / 16 - 1.5)    panels [N / P, K / 8, P]
 vq        y[n] = s[n] sum_k x[k] book[code[k / dim, n], k mod dim]         codes [N / C, K / dim, C]
           or, for many rows, a product with panels that are decoded first
-integer   y[n] = sum_k (x[k] - z) w[k, n], in int32                        panels [N / P, K, P]
+integer   y[n] = sum_k (x[k] - z) w[k, n], in int32                        panels [N / P, K / 4, P]
 """
 
 from __future__ import annotations
