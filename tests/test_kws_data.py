@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from bench.tasks.kws import augment, data, evaluation, noise, speech_commands, synthesis, wordset
+from bench.tasks.kws import augment, clip_sets, data, noise, speech_commands, synthesis, wordset
 from bench.tasks.kws.augment import Placed, Recipe, StreamMaker, or_silence
 from bench.tasks.kws.speakers import drawn_speakers
 from bench.tasks.kws.voices import DRAWN, ESPEAK, FLITE, SPLITS
@@ -364,7 +364,7 @@ def test_the_code_of_two_right_labels_is_none_of_one(label: int) -> None:
 
 
 def test_evaluation_sets_are_balanced_and_differ_in_noise_alone(words: WordSet) -> None:
-    clean, noisy = (evaluation.evaluation_set(words, snr_db, per_label=3) for snr_db in (None, 10.0))
+    clean, noisy = (clip_sets.evaluation_set(words, snr_db, per_label=3) for snr_db in (None, 10.0))
     assert clean.clips.shape == (36, 16_000) and clean.clips.dtype == np.int16
     np.testing.assert_array_equal(np.bincount(clean.labels), [3] * len(LABELS))
     for name in ("labels", "words", "voices"):
@@ -373,13 +373,13 @@ def test_evaluation_sets_are_balanced_and_differ_in_noise_alone(words: WordSet) 
     added = (noisy.clips[:30].astype(float) - clean.clips[:30]) / 32_768
     ratio = 20 * np.log10(SPEECH_RMS / np.sqrt(np.mean(added**2, axis=1)))
     np.testing.assert_allclose(ratio, 10.0, atol=0.3)
-    again = evaluation.evaluation_set(words, 10.0, per_label=3)
+    again = clip_sets.evaluation_set(words, 10.0, per_label=3)
     np.testing.assert_array_equal(again.clips, noisy.clips)
 
 
 def test_clips_know_where_their_words_are(words: WordSet) -> None:
-    made = evaluation.evaluation_set(words, None, per_label=3)
-    every = evaluation.clean_clips(words, np.flatnonzero(words.labels == UNKNOWN))
+    made = clip_sets.evaluation_set(words, None, per_label=3)
+    every = clip_sets.clean_clips(words, np.flatnonzero(words.labels == UNKNOWN))
     assert set(every.words) == {"dog", "tree"} and len(every.words) == 6
     for clips in (made, every):
         for clip, label, start, end in zip(clips.clips, clips.labels, clips.starts, clips.ends, strict=True):
@@ -392,15 +392,15 @@ def test_clips_know_where_their_words_are(words: WordSet) -> None:
 
 def test_evaluation_sets_are_written_and_read(words: WordSet, tmp_path: Path) -> None:
     words.save(tmp_path, "test")
-    paths = dict(evaluation.write(tmp_path, per_label=3))
+    paths = dict(clip_sets.write(tmp_path, per_label=3))
     assert {path.name for path in paths} == {"test_clean.npz", "test_10db.npz", "test_0db.npz"}
     assert set(paths.values()) == {36}
-    loaded = evaluation.load(tmp_path, "0db")
+    loaded = clip_sets.load(tmp_path, "0db")
     assert loaded.clips.shape == (36, 16_000) and loaded.words[0] == "yes"
-    wanted = evaluation.evaluation_set(data.load("test", tmp_path), 0.0, per_label=3)
+    wanted = clip_sets.evaluation_set(data.load("test", tmp_path), 0.0, per_label=3)
     np.testing.assert_array_equal(loaded.starts, wanted.starts)
     with pytest.raises(InputError, match="5db"):
-        evaluation.load(tmp_path, "5db")
+        clip_sets.load(tmp_path, "5db")
 
 
 # --- what travels with the package ---------------------------------------------------------------------------------

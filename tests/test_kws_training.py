@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.tasks.kws import augment, card, evaluate, evaluation, measure, page, pool, train, voices
+from bench.tasks.kws import augment, card, clip_sets, evaluate, measure, page, pool, train, voices
 from bench.tasks.kws.augment import Placed, or_silence
 from bench.tasks.kws.features import FRONT_END, WARPS, features_of
 from bench.timing import RESULTS
@@ -69,10 +69,12 @@ def test_a_tone_is_a_gain_for_each_band() -> None:
 
 
 def test_disguises_are_all_warps_and_smooth_tones() -> None:
-    warp, tone = train.disguise(train.Recipe(batch=500, warped=1.0), np.random.default_rng(0))
+    draw, recipe = np.random.default_rng(0), train.Recipe(batch=500, warped=1.0)
+    warp, tone = train.warps(recipe, draw), train.tones(recipe, draw)
     assert set(warp.tolist()) == set(range(len(WARPS)))
     assert tone.shape == (500, FRONT_END.mels) and tone.diff(dim=1).abs().max() < tone.abs().max() / 3
-    warp, tone = train.disguise(train.Recipe(batch=50, warped=0.0, tone=0.0), np.random.default_rng(0))
+    recipe = train.Recipe(batch=50, warped=0.0, tone=0.0)
+    warp, tone = train.warps(recipe, draw), train.tones(recipe, draw)
     assert (warp == len(WARPS) // 2).all() and (tone == 0).all() and WARPS[len(WARPS) // 2] == pytest.approx(1.0)
 
 
@@ -224,7 +226,7 @@ def test_every_speaker_has_an_accuracy_of_its_own() -> None:
     rows = np.stack([bumps((YES, 0.3)), bumps((NO, 0.3)), bumps((NO, 0.3)), bumps()])
     labels, voices = np.array([YES, YES, NO, SILENCE]), np.array(["ann", "bob", "ann", ""])
     said, nothing = np.array(["yes", "yes", "no", ""]), np.zeros(4, np.int64)
-    clips = evaluation.Clips(np.zeros((4, 1), np.int16), labels, said, voices, nothing, nothing)
+    clips = clip_sets.Clips(np.zeros((4, 1), np.int16), labels, said, voices, nothing, nothing)
     assert evaluate.by_voice(rows, clips) == {"ann": 1.0, "bob": 0.0}
 
 
@@ -243,7 +245,7 @@ def test_cost_counts_every_product_once() -> None:
 def test_spikes_are_counted_and_only_where_there_are_neurons() -> None:
     clips = np.random.default_rng(0).integers(-3000, 3000, (2, 16_000)).astype(np.int16)
     nothing = np.zeros(2, np.int64)
-    made = evaluation.Clips(clips, nothing, np.array(["a", "b"]), np.array(["a", "b"]), nothing, nothing)
+    made = clip_sets.Clips(clips, nothing, np.array(["a", "b"]), np.array(["a", "b"]), nothing, nothing)
     spiking, _ = build_model("kws-spiking-lmuformer", {"layers": 1, "width": 16}, seed=0)
     rate = measure.spike_rate(spiking, made)
     assert rate is not None and 0.0 < rate < 1.0
@@ -257,7 +259,7 @@ def test_spikes_are_counted_and_only_where_there_are_neurons() -> None:
 
 def test_early_decisions_see_only_what_was_heard() -> None:
     start, end = 3200, 11_200  # 0.2 s to 0.7 s
-    clips = evaluation.Clips(
+    clips = clip_sets.Clips(
         *(np.zeros((2, 16_000), np.int16), np.array([YES, SILENCE]), np.array(["yes", ""]), np.array(["a", ""])),
         starts=np.array([start, 0]),
         ends=np.array([end, 0]),
@@ -273,7 +275,7 @@ def test_early_decisions_see_only_what_was_heard() -> None:
 def test_a_cut_clip_is_judged_by_its_first_rows() -> None:
     """One word ends at 0.5 s, the other at 0.7 s: at two points of accuracy less, the second has to be heard too."""
     nothing = np.zeros(2, np.int64)
-    clips = evaluation.Clips(
+    clips = clip_sets.Clips(
         *(np.zeros((2, 16_000), np.int16), np.array([YES, NO]), np.array(["yes", "no"]), np.array(["a", "a"])),
         starts=nothing,
         ends=nothing,
@@ -289,7 +291,7 @@ def test_words_are_moved_to_the_middle_of_their_clips() -> None:
     sounds = np.zeros((3, 16_000), np.int16)
     sounds[0, 100:4100] = sounds[1, 12_000:16_000] = np.arange(1, 4001)
     sounds[2] = 7  # silence stays
-    clips = evaluation.Clips(
+    clips = clip_sets.Clips(
         *(sounds, np.array([YES, NO, SILENCE]), np.array(["yes", "no", ""]), np.array(["a", "a", ""])),
         starts=np.array([100, 12_000, 0]),
         ends=np.array([4100, 16_000, 0]),

@@ -33,7 +33,7 @@ import torch
 from torch import nn
 
 from bench import timing, training
-from bench.tasks.kws import card, data, evaluate, evaluation, measure, pictures, pool, tuning
+from bench.tasks.kws import card, clip_sets, data, evaluate, measure, pictures, pool, tuning
 from bench.tasks.kws.train import Recipe, train
 from edgemem import checkpoints
 from edgemem.models import build_model, spec
@@ -53,7 +53,7 @@ def trained(name: str, folder: Path, recipe: Recipe, quick: bool) -> tuple[nn.Mo
     """A model trained on the training voices, picked and tuned on the validation voices."""
     unheard = data.load("valid", folder)
     per_label = CLIPS_PER_LABEL[quick]
-    sets = [evaluation.evaluation_set(unheard, snr_db, per_label, seed=TUNE_SEED) for snr_db in (None, 5.0)]
+    sets = [clip_sets.evaluation_set(unheard, snr_db, per_label, seed=TUNE_SEED) for snr_db in (None, 5.0)]
     sequences = pool.load(folder)
     torch.manual_seed(recipe.seed)
     model: nn.Module = spec(name).build(spec(name).config())

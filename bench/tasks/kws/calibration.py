@@ -8,13 +8,12 @@ level between -30 and -6 dBFS, a third of them in noise.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from bench.tasks.kws import data
+from edgemem.checkpoints import packaged
+from edgemem.files import atomic_write
 
-OUT = Path(__file__).parents[3] / "edgemem" / "tasks" / "data" / "speech_calibration.npz"
 CLIPS, SAMPLES, WORDS = 12, 32_000, 3
 SEED = 41
 NOISE_SHARE = 3  # one clip of three
@@ -38,8 +37,10 @@ def main() -> None:
     """Write the excerpt."""
     rng, words = np.random.default_rng(SEED), data.load("train")
     clips = np.stack([clip(words, rng, index % NOISE_SHARE == 0) for index in range(CLIPS)])
-    np.savez_compressed(OUT, clips=clips)
-    print(f"{OUT}: {clips.shape} {OUT.stat().st_size} bytes")
+    path = packaged("speech_calibration.npz")
+    with atomic_write(path) as file:
+        np.savez_compressed(file, clips=clips)
+    print(f"{path}: {clips.shape} {path.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

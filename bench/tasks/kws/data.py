@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from bench import training
-from bench.tasks.kws import evaluation, pool, speech_commands, synthesis, wordset
+from bench.tasks.kws import clip_sets, pool, speech_commands, synthesis, wordset
 from bench.tasks.kws.voices import SPLITS
 from bench.tasks.kws.words import SILENCE
 from bench.tasks.kws.wordset import WordSet
@@ -72,7 +72,7 @@ def make_all(folder: Path, workers: int = 2, source: Path | None = None, quick: 
         words = make(split, workers, quick) if source is None else speech_commands.read(source, split)
         words.save(folder, split)
         print(row(split, words), flush=True)
-    for path, count in evaluation.write(folder, QUICK_CLIPS if quick else evaluation.PER_LABEL):
+    for path, count in clip_sets.write(folder, QUICK_CLIPS if quick else clip_sets.PER_LABEL):
         print(f"{path}: {count} clips")
     pool.make(folder, QUICK_SEQUENCES if quick else pool.SEQUENCES, lambda line: print(line, flush=True))
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bench.tasks.kws import augment
 from bench.tasks.kws.augment import Array, Placed
-from bench.tasks.kws.evaluation import Clips
+from bench.tasks.kws.clip_sets import Clips
 from bench.tasks.kws.features import FRONT_END, features_of
 from bench.tasks.kws.wordset import FULL_SCALE, SAMPLE_RATE, WordSet
 from edgemem.tasks.kws import LABELS, QUIET, Detector, clip_decision

@@ -9,15 +9,13 @@ writes edgemem/tasks/data/kws_excerpt.npz: clean clips of one second by the test
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
-from bench.tasks.kws import evaluation
+from bench.tasks.kws import clip_sets
 from bench.tasks.kws.data import load
+from edgemem.checkpoints import packaged
 from edgemem.tasks.kws import LABELS
 
-DATA = Path(__file__).parents[3] / "edgemem" / "tasks" / "data"
 SEED = 4  # another choice than the evaluation sets'
 PER_LABEL = 15
 LARGEST_BYTES = 2_500_000
@@ -25,8 +23,8 @@ LARGEST_BYTES = 2_500_000
 
 def main() -> None:
     """Write the file and say what is in it."""
-    path = DATA / "kws_excerpt.npz"
-    clips = evaluation.evaluation_set(load("test"), None, PER_LABEL, SEED)
+    path = packaged("kws_excerpt.npz")
+    clips = clip_sets.evaluation_set(load("test"), None, PER_LABEL, SEED)
     clips.save(path)
     size = path.stat().st_size
     assert size <= LARGEST_BYTES, f"{path} has {size} bytes, at most {LARGEST_BYTES} fit into the package"

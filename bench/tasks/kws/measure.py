@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from bench.tasks.kws import data, evaluate, evaluation
+from bench.tasks.kws import clip_sets, data, evaluate
 from bench.tasks.kws.augment import CLIP_SAMPLES, Array
-from bench.tasks.kws.evaluation import Clips
+from bench.tasks.kws.clip_sets import Clips
 from bench.tasks.kws.features import FRONT_END
 from bench.tasks.kws.words import CONFUSABLE, OTHER, SILENCE, SPEECH_COMMANDS, UNKNOWN, UNSEEN_UNKNOWN
 from bench.tasks.kws.wordset import SAMPLE_RATE, WordSet
@@ -38,8 +38,8 @@ def measured(model: nn.Module, folder: Path, scenes: int = SCENES) -> dict[str, 
     """What the test voices say of a model."""
     counts: dict[str, Array] = {}
     voices: dict[str, dict[str, float]] = {}
-    for level in evaluation.LEVELS:
-        clips = evaluation.load(folder, level)
+    for level in clip_sets.LEVELS:
+        clips = clip_sets.load(folder, level)
         rows = evaluate.clip_posteriors(model, clips)
         counts[level] = evaluate.confusion(rows, clips.labels)
         voices[level] = evaluate.by_voice(rows, clips)
@@ -79,7 +79,7 @@ def spike_rate(model: nn.Module, clips: Clips) -> float | None:
 
 def rejected(model: nn.Module, words: WordSet) -> dict[str, dict[str, float]]:
     """Of the words that are no keywords, by kind: how many clean clips are taken for `unknown`."""
-    clips = evaluation.clean_clips(words, np.flatnonzero(words.labels == UNKNOWN))
+    clips = clip_sets.clean_clips(words, np.flatnonzero(words.labels == UNKNOWN))
     decided = np.array(
         [kws.LABELS.index(kws.clip_decision(v)[0]) for v in evaluate.clip_posteriors(model, clips)], np.int64
     )

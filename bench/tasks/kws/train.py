@@ -50,11 +50,6 @@ class Recipe:
     judged: float = 0.2  # between two looks at the validation voices
 
 
-def disguise(recipe: Recipe, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """How a batch is warped [batch] int64 and coloured [batch, mels], see `features_of`."""
-    return warps(recipe, draw), tones(recipe, draw)
-
-
 def warps(recipe: Recipe, draw: np.random.Generator) -> Tensor:
     """[batch] int64: an index into `WARPS` for each sequence, the middle one for those that stay."""
     count, middle = recipe.batch, len(WARPS) // 2

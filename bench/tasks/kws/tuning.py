@@ -7,7 +7,7 @@ from itertools import product
 
 from torch import nn
 
-from bench.tasks.kws import evaluate, evaluation
+from bench.tasks.kws import clip_sets, evaluate
 
 CLIP_RULES = tuple(product((0.2, 0.3, 0.4, 0.5, 0.6, 0.7), (1, 2, 3, 5)))  # threshold, smoothing in rows
 DETECTORS = tuple(
@@ -15,7 +15,7 @@ DETECTORS = tuple(
 )  # threshold, refractory seconds, smoothing
 
 
-def judge_of(sets: Sequence[evaluation.Clips]) -> Callable[[nn.Module], float]:
+def judge_of(sets: Sequence[clip_sets.Clips]) -> Callable[[nn.Module], float]:
     """The mean accuracy of a model on sets of validation clips."""
 
     def judge(model: nn.Module) -> float:
@@ -25,7 +25,7 @@ def judge_of(sets: Sequence[evaluation.Clips]) -> Callable[[nn.Module], float]:
     return judge
 
 
-def tuned_clip_rule(model: nn.Module, sets: Sequence[evaluation.Clips]) -> dict[str, float]:
+def tuned_clip_rule(model: nn.Module, sets: Sequence[clip_sets.Clips]) -> dict[str, float]:
     """Threshold and smoothing of `clip_decision` that are best on validation clips."""
     rows = [evaluate.clip_posteriors(model, clips) for clips in sets]
 

@@ -19,20 +19,16 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-
+from bench import training
 from bench.tasks.words import card, compose, data, evaluate, report
 from bench.tasks.words.train import Recipe, train
 from edgemem import checkpoints
-from edgemem.errors import EdgememError
 from edgemem.export import to_onnx
 from edgemem.models import build_model, configured, spec
 from edgemem.program import load
@@ -86,7 +82,7 @@ def trained(name: str, folder: Path, recipe: Recipe, limit: int | None) -> Path:
         lambda line: print(f"{name}  {line}", flush=True),
     )
     target = folder / f"{named(name, recipe.seed)}.safetensors"
-    save_file({key: tensor.half().contiguous() for key, tensor in model.state_dict().items()}, target)
+    training.save(model, target)
     heard = data.load("train", folder)
     facts = {
         "recipe": asdict(recipe),
@@ -171,12 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    try:
-        run(options)
-    except EdgememError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    training.as_command(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from bench.tasks.kws import augment
-from bench.tasks.kws.evaluation import FAINT_DB, LEVELS
+from bench.tasks.kws.clip_sets import FAINT_DB, LEVELS
 from bench.tasks.kws.features import features_of
 from bench.tasks.kws.noise import NoiseBank
 from bench.tasks.kws.wordset import FULL_SCALE, SAMPLE_RATE, WordSet

@@ -50,14 +50,13 @@ def step_times(model: str, settings: Mapping[str, Mapping[str, object]]) -> dict
         rounds = {name: np.array(times) for name, times in timing.interleaved(calls, ROUNDS, CALLS).items()}
     first = next(iter(rounds.values()))
     return {
-        name: {"p50_us": float(np.median(times)), "ratio": float(np.median(times / first)), "spread": spread(times)}
+        name: {
+            "p50_us": float(np.median(times)),
+            "ratio": float(np.median(times / first)),
+            "spread": timing.spread(times.tolist()),
+        }
         for name, times in rounds.items()
     }
-
-
-def spread(times: np.ndarray) -> float:
-    """Half the distance between the quartiles, as a fraction of the median."""
-    return timing.spread([float(value) for value in times])
 
 
 def collected(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
