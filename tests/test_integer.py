@@ -103,6 +103,29 @@ def test_a_model_without_integer_kernels_keeps_float_ones_and_says_why(tmp_path:
         IntegerProgram(tmp_path / "q.onnx")
 
 
+def test_a_picture_shows_every_tensor_of_the_arena(spotter: Path, tmp_path: Path) -> None:
+    """No two tensors that live at the same time share a byte, and all lie inside the arena."""
+    from xml.etree import ElementTree
+
+    from click.testing import CliRunner
+
+    from edgemem.cli.main import cli
+
+    needs("mps2_an385")
+    command = ["compile", str(spotter), "--board", "mps2_an385", "-o", str(tmp_path / "fw"), "--report"]
+    assert CliRunner().invoke(cli, command).exit_code == 0
+    facts = manifest(tmp_path / "fw")
+    rows = facts["arena"]
+    boxes = ElementTree.parse(tmp_path / "fw" / "memory.svg").findall(".//{*}rect/{*}title")
+    assert len(boxes) == len(rows) > 10
+    for index, a in enumerate(rows):
+        assert a["offset"] >= 0 and a["offset"] + a["bytes"] <= facts["bytes"]["arena"]
+        for b in rows[:index]:
+            apart = a["offset"] + a["bytes"] <= b["offset"] or b["offset"] + b["bytes"] <= a["offset"]
+            assert apart or a["last"] < b["first"] or b["last"] < a["first"]
+    assert facts["bytes"]["arena"] <= 1.15 * facts["bytes"]["arena_lower_bound"]
+
+
 def test_a_core_with_smlad_takes_fewer_instructions(spotter: Path, tmp_path: Path) -> None:
     """Of the int8 products; both counts are of the same core, and each repeats."""
     from edgemem.boards import board

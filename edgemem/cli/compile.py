@@ -20,8 +20,9 @@ from edgemem.cli.options import json_option, print_json, stderr
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder for the program.")
 @click.option("--name", help="Prefix of the C functions; the model's name if left out.")
+@click.option("--report", is_flag=True, help="Also draw memory.svg: the arena over the calls of a step.")
 @json_option
-def command(file: Path, board: str, output: Path, name: str | None, as_json: bool) -> None:
+def command(file: Path, board: str, output: Path, name: str | None, report: bool, as_json: bool) -> None:
     """Compile FILE for a board into C that needs no Python, no TVM and no heap where it runs.
 
     For a board with an operating system that is a library, for a microcontroller a firmware project with its image:
@@ -31,7 +32,7 @@ def command(file: Path, board: str, output: Path, name: str | None, as_json: boo
     edgemem compile r.onnx --board host -o build/
     edgemem run build/ --input tokens.npy
     edgemem compile k.onnx --board rpi4 -o build/rpi4 --json
-    edgemem compile k.onnx --board nucleo_f446re -o fw/
+    edgemem compile k.onnx --board nucleo_f446re -o fw/ --report
     """
     from edgemem.boards import board as described
     from edgemem.runtimes.aot.compiler import compile_model
@@ -43,6 +44,13 @@ def command(file: Path, board: str, output: Path, name: str | None, as_json: boo
         manifest = compile_model(
             file, target, output, name, progress=lambda stage: status.update(f"compiling {file}: {stage}")
         )
+    if report:
+        from edgemem.files import atomic_write
+        from edgemem.runtimes.aot.picture import svg
+
+        picture = svg(manifest["name"], manifest["arena"], len(manifest["calls"]), manifest["bytes"])
+        with atomic_write(output / "memory.svg") as drawing:
+            drawing.write(picture.encode())
     if as_json:
         print_json(manifest)
         return

@@ -35,6 +35,7 @@ from edgemem.runtimes.aot.importer import imported, quiet, require_tvm
 from edgemem.runtimes.aot.legalize import legalized
 from edgemem.runtimes.aot.lowering import Lowered, lowered
 from edgemem.runtimes.aot.machine import Machine, machine
+from edgemem.runtimes.aot.picture import arena_rows
 from edgemem.runtimes.aot.plan import Plan, aligned, planned
 from edgemem.runtimes.aot.schedules import scheduled
 from edgemem.runtimes.aot.toolchain import FLAGS, WARNINGS, Toolchain, toolchain
@@ -377,6 +378,7 @@ def manifest_of(
             "arena": plan.arena_bytes,
             "arena_lower_bound": plan.arena_lower_bound_bytes,
         },
+        "arena": arena_rows(plan),
         "states": {
             slot.name: {"offsets": [slot.first.offset, *([slot.second.offset] if slot.second else [])]}
             for slot in plan.states.values()
