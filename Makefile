@@ -56,6 +56,7 @@ clean:
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a few minutes) ..."
 	$(BIN)/pip install -q --upgrade -c constraints.txt pip setuptools wheel
 	$(BIN)/pip install -qq $(PIP_FLAGS) -c constraints.txt -e ".[all,dev]"
 	touch $(INSTALLED)

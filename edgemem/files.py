@@ -9,6 +9,28 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from edgemem.errors import UsageError
+
+
+def check_output(path: Path, *inputs: Path | None) -> None:
+    """See whether a file can be written at `path`, before the work that it is to hold.
+
+    Raises:
+        UsageError: `path` is a folder, lies in no folder that can be written to, or is one of the `inputs`.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; give the name of the file to write")
+    for source in inputs:
+        if source is not None and path.exists() and source.exists() and path.samefile(source):
+            raise UsageError(f"{path} is read and would be written over; give another name for the output")
+    folder = path.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UsageError(f"{path} cannot be written: {folder} is a file, not a folder; give another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{path} cannot be written: {folder} is not yours to write to; give another place")
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:

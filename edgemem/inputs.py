@@ -67,8 +67,10 @@ class Inputs:
             wanted = (self.batch, *port.shape[2:])
             if block.ndim != len(port.shape) or (block.shape[0], *block.shape[2:]) != wanted:
                 features = "".join(f", {size}" for size in port.shape[2:])
+                batch = "" if self.batch == 1 else f"batch {self.batch}, "
                 raise InputError(
-                    f"input {port.name}: [batch {self.batch}, time{features}] was wanted, {list(block.shape)} came"
+                    f"input {port.name}: [{batch}time{features}] was wanted, {list(block.shape)} came; bring it "
+                    "to that shape"
                 )
             blocks[port.name] = self._checked_values(port, block)
         times = {name: block.shape[1] for name, block in blocks.items()}
@@ -118,25 +120,42 @@ class Inputs:
         dtype = self._dtypes[port.name]
         if dtype.kind == "f":
             if array.dtype.kind != "f":
-                raise InputError(f"input {port.name}: {port.dtype} was wanted, {array.dtype} came; convert it first")
+                raise InputError(f"input {port.name}: {port.dtype} was wanted, {kind_of(array)} came; convert it first")
             if array.dtype != dtype:
                 with np.errstate(over="ignore"):  # too large becomes infinity
                     array = array.astype(dtype)
             if self.finite_only and not finite(array):
                 raise InputError(
-                    f"input {port.name}: finite numbers were wanted, NaN or infinity came; "
-                    "clean the input, or open the stream with nan='allow'"
+                    f"input {port.name}: finite numbers were wanted, NaN or infinity came"
+                    f"{at_frame(port, ~np.isfinite(array))}; clean the input"
                 )
             return array
         if array.dtype.kind not in "iu":
-            raise InputError(f"input {port.name}: integers were wanted, {array.dtype} came; convert it first")
+            raise InputError(f"input {port.name}: integers were wanted, {kind_of(array)} came; convert it first")
         assert port.range is not None
         low, high = port.range
         least, most = (array.item(),) * 2 if array.size == 1 else (array.min(), array.max())
         if least < low or most > high:
             worst = int(least if least < low else most)
-            raise InputError(f"input {port.name}: values from {low} to {high} were wanted, {worst} came")
+            raise InputError(
+                f"input {port.name}: values from {low} to {high} were wanted, {worst} came"
+                f"{at_frame(port, array == worst)}; give what this model was made for"
+            )
         return array.astype(dtype, copy=False)
+
+
+def kind_of(array: Array) -> str:
+    """What an array holds, in words for messages."""
+    return "text" if array.dtype.kind in "US" else str(array.dtype)
+
+
+def at_frame(port: InputFacts, odd: Array) -> str:
+    """' at frame N', the first of an array [..., time, *features] that is odd anywhere; nothing without a time axis."""
+    axis = odd.ndim - (len(port.shape) - 2) - 1
+    if axis < 0:
+        return ""
+    by_time = np.moveaxis(odd, axis, 0).reshape(odd.shape[axis], -1).any(axis=1)
+    return f" at frame {int(by_time.argmax())}"
 
 
 def finite(array: Array) -> bool:

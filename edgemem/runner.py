@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from edgemem.errors import InputError, UsageError
+from edgemem.inputs import Inputs
 from edgemem.tasks.kws import QUIET, Detector
 from edgemem.tasks.words import BLANK
 
@@ -36,7 +37,8 @@ def rows_of(stream: Stream, source: str, stdin: BinaryIO, end: bool = True) -> I
     `end` flushes the stream after the last block.
 
     Raises:
-        InputError: the file is missing, malformed, or not what the model's input takes.
+        InputError: the file is missing, malformed, or not what the model's input takes. Damage that is found after
+            some blocks is raised by `described`, when it has given what came before.
     """
     if stream.has_frontend:
         for block in samples(stream, source, stdin):
@@ -55,15 +57,40 @@ def samples(stream: Stream, source: str, stdin: BinaryIO) -> Iterator[Array]:
 
     rate = stream.sample_rate
     if source == "-":
-        yield from audio.read_pcm16(stdin, BLOCK_SAMPLES)
+        blocks = audio.read_pcm16(stdin, BLOCK_SAMPLES)
+        first = next(blocks, None)
+        if first is None:
+            raise InputError("standard input: at least one sample was wanted, none came; send 16-bit PCM to it")
+        yield first
+        yield from blocks
         return
     if source == "mic":
         yield from audio.microphone(rate, BLOCK_SAMPLES)
         return
     is_array = Path(source).suffix.lower() == ".npy"
-    sound = array_file(Path(source)) if is_array else audio.read_audio(Path(source), rate)
+    sound = sound_array(Path(source)) if is_array else audio.read_audio(Path(source), rate)
     for at in range(0, len(sound), BLOCK_SAMPLES):
         yield sound[at : at + BLOCK_SAMPLES]
+
+
+def sound_array(path: Path) -> Array:
+    """Samples [time] of a .npy file.
+
+    Raises:
+        InputError: not float mono, empty, or with NaN or infinity in it.
+    """
+    from edgemem.frontend import checked_samples
+
+    try:
+        sound = checked_samples(array_file(path))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    if not len(sound):
+        raise InputError(f"{path}: at least one sample was wanted, the file has none; record it again")
+    if not np.isfinite(sound).all():
+        first = int((~np.isfinite(sound)).argmax())
+        raise InputError(f"{path}: finite samples were wanted, NaN or infinity came at sample {first}; clean the file")
+    return sound
 
 
 def frames(stream: Stream, source: str, stdin: BinaryIO) -> Iterator[Array]:
@@ -79,9 +106,16 @@ def frames(stream: Stream, source: str, stdin: BinaryIO) -> Iterator[Array]:
             f"{source}: {stream.contract.model.name} takes {port.dtype}{list(port.shape[2:])} per frame; "
             "give a .npy array [time, *features]"
         )
+    name = "standard input" if source == "-" else source
     if whole.ndim == 0 or len(whole) == 0:
-        name = "standard input" if source == "-" else source
-        raise InputError(f"{name}: at least one frame was wanted, shape {list(whole.shape)} came")
+        raise InputError(f"{name}: at least one frame was wanted, shape {list(whole.shape)} came; give a longer one")
+    if (
+        sum(port.role != "valid" for port in stream.contract.inputs) == 1
+    ):  # all of it before the first step, so that no frame number is of a block
+        try:
+            Inputs(stream.contract, finite_only=True).frames(whole)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
     for at in range(0, len(whole), BLOCK_FRAMES):
         yield whole[at : at + BLOCK_FRAMES]
 
@@ -134,7 +168,12 @@ def described(stream: Stream, pairs: Iterable[tuple[Rows, Array | None]], every_
 
     Models with labels give spans in which one label leads (`label`, `score` = its mean probability), byte models
     the `bits` that each token cost, others the `values` of every row; all with `t_start` and `t_end`.
+
+    Raises:
+        InputError: what `pairs` raised, after all that came before it.
     """
+    damage: list[InputError] = []
+    pairs = until_damage(pairs, damage)
     output = stream.contract.outputs[0]
     if len(stream.contract.outputs) > 1:
         yield from each_row(rows for rows, _ in pairs)
@@ -146,6 +185,18 @@ def described(stream: Stream, pairs: Iterable[tuple[Rows, Array | None]], every_
         yield from costs(pairs)
     else:
         yield from each_row(rows for rows, _ in pairs)
+    if damage:
+        raise damage[0]
+
+
+def until_damage(
+    pairs: Iterable[tuple[Rows, Array | None]], damage: list[InputError]
+) -> Iterator[tuple[Rows, Array | None]]:
+    """`pairs` up to an input error, which is put into `damage`: whoever sums rows up can give the last sum first."""
+    try:
+        yield from pairs
+    except InputError as error:
+        damage.append(error)
 
 
 def each_row(groups: Iterable[Rows]) -> Iterator[dict[str, Any]]:
@@ -177,9 +228,10 @@ def labelled(groups: Iterable[Rows], labels: tuple[str, ...]) -> Iterator[dict[s
 
 
 def spotted(groups: Iterable[Rows], labels: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """Every row of a keyword spotter: a keyword from its detection until its posterior has fallen, else which quiet.
+    """Every row of a keyword spotter: a keyword from its detection until its posterior has fallen, else what leads.
 
-    A keyword that leads for a moment without being detected shows as `unknown` or `silence`.
+    `score` is the row's own probability of that label: a keyword that leads without being detected shows with a low
+    one.
     """
     detector = Detector(labels)
     active: str | None = None
@@ -190,7 +242,7 @@ def spotted(groups: Iterable[Rows], labels: tuple[str, ...]) -> Iterator[dict[st
                 active = found[0].label
             elif active is not None and row[labels.index(active)] < detector.threshold / 2:
                 active = None
-            label = active or max(QUIET, key=lambda quiet: float(row[labels.index(quiet)]))
+            label = active or labels[int(row.argmax())]
             score = round(float(row[labels.index(label)]), 4)
             yield {"t_start": round(float(start), 6), "t_end": round(float(end), 6), "label": label, "score": score}
 
@@ -231,9 +283,10 @@ def softmax(logits: Array) -> Array:
 
 
 def generated(stream: Stream, prompt: Array, count: int, pick: Any) -> Iterator[int]:
-    """`count` tokens that follow `prompt`, each chosen by `pick(logits)` and fed back.
+    """`count` tokens that follow `prompt`, each chosen by `pick(logits)` and fed back; the prompt is read at once.
 
     Raises:
+        InputError: a token that the model does not have.
         UsageError: an empty prompt, or a model that does not predict tokens.
     """
     output = stream.contract.outputs[0]
@@ -241,7 +294,11 @@ def generated(stream: Stream, prompt: Array, count: int, pick: Any) -> Iterator[
         raise UsageError(f"{stream.contract.model.name} does not predict tokens; --generate needs a language model")
     if len(prompt) == 0:
         raise UsageError("the prompt is empty; give at least one character by --text")
-    rows = stream.push(prompt)
+    return continued(stream, stream.push(prompt), count, pick)
+
+
+def continued(stream: Stream, rows: Rows, count: int, pick: Any) -> Iterator[int]:
+    """`count` tokens that follow the input whose last outputs are `rows`."""
     for _ in range(count):
         waiting = stream.peek()
         logits = (waiting if len(waiting) else rows).values[-1]

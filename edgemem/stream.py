@@ -366,7 +366,16 @@ class Stream:
         Raises:
             SnapshotError: truncated, altered, or of another model; the stream is as it was.
         """
-        data = self._read(Path(source)) if isinstance(source, str | Path) else bytes(source)
+        if not isinstance(source, str | Path):
+            self._restore(bytes(source))
+            return
+        data = self._read(Path(source))
+        try:
+            self._restore(data)
+        except SnapshotError as error:
+            raise SnapshotError(f"snapshot {source}: {str(error).removeprefix('snapshot: ')}") from error
+
+    def _restore(self, data: bytes) -> None:
         found = snapshots.decode(data, self.contract)
         state = self._checked_state(found.group("state"), SnapshotError)
         pending = self._checked_pending(found.group("pending"))

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from edgemem.contract import Contract
     from edgemem.reference import TorchProgram
 
+WEIGHTS = "weights"  # the stage that counts altered tensors
 ROUNDED = "w8a8"  # schemes that begin so round activations
 INT8_STEP = 1 / 127  # of a tensor's largest value
 RESET_STEPS = 16  # a state left out of a reset shows at once or after it has been mixed in
@@ -44,7 +45,10 @@ SEQUENCE_FRAMES = 256  # of the whole-sequence form
 
 @dataclass(frozen=True)
 class Stage:
-    """One line of the proof. `first` names the tensor and step where the values parted, where they did."""
+    """One line of the proof: of the tensor whose error is largest beside what is allowed of it.
+
+    `first` names the tensor and step where the values parted, where they did.
+    """
 
     name: str
     reference: str
@@ -54,10 +58,24 @@ class Stage:
     tolerance: float
     drift_per_1000_steps: float
     first: str | None = None
+    tensor: str | None = None  # whose errors and tolerance these are
 
     @property
     def holds(self) -> bool:
         return self.max_abs_error <= self.tolerance
+
+    @property
+    def counts(self) -> bool:
+        """Whether its error is a number of tensors."""
+        return self.name == WEIGHTS
+
+    def __str__(self) -> str:
+        """The error beside what is allowed, in words."""
+        if self.counts:
+            count = round(self.max_abs_error)
+            return f"{count} tensor{'' if count == 1 else 's'} altered, none may be"
+        where = f" in {self.tensor}" if self.tensor else ""
+        return f"{self.max_abs_error:.1e} of {self.tolerance:.1e} allowed{where}, {self.steps} steps"
 
 
 @dataclass(frozen=True)
@@ -223,8 +241,8 @@ def check_parent(model: ModelFile, parent: Contract, path: Path) -> None:
 def weights_stage(model: ModelFile, altered: Sequence[str]) -> Stage:
     """Counts the parameters that differ from the digests recorded at export; one is too many."""
     count = float(len(altered))
-    first = f"{altered[0]} differs from its digest" if altered else None
-    return Stage("weights", "contract", 0, count, count, 0.0, 0.0, first)
+    first = f"{altered[0]}, which differs from its digest" if altered else None
+    return Stage(WEIGHTS, "contract", 0, count, count, 0.0, 0.0, first)
 
 
 def torch_stage(program: TorchProgram) -> Stage:
@@ -292,4 +310,5 @@ def stage(name: str, reference: str, steps: int, found: Comparison) -> Stage:
         found.tolerance,
         found.drift_per_1000_steps,
         found.first_divergence,
+        found.worst[0] if found.tensors else None,
     )

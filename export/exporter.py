@@ -23,6 +23,7 @@ from edgemem.digests import digest
 from edgemem.errors import ExportError
 from edgemem.export import graph, preflight
 from edgemem.export.graph import Flat, Signature
+from edgemem.files import check_output
 from edgemem.module import Frames
 from edgemem.program import load
 from edgemem.reference import TorchProgram
@@ -50,10 +51,12 @@ def export_model(
 
     Raises:
         ConfigError, CheckpointError: the model cannot be built.
+        UsageError: `path` cannot be written to, or is the checkpoint.
         ExportError: the module cannot be exported; nothing is written.
     """
     from edgemem.models import build_model
 
+    check_output(Path(path), None if checkpoint is None else Path(checkpoint))
     module, facts = build_model(name, settings, seed, checkpoint)
     limits = {"external_from": external_from, "certified_steps": certified_steps}
     return to_onnx(module, None, path, chunk=chunk, batch=batch, facts=facts, **limits)
@@ -79,9 +82,11 @@ def to_onnx(
     source.
 
     Raises:
+        UsageError: `path` cannot be written to.
         ExportError: what cannot be exported, named by operator and module path; nothing is written.
     """
     path = Path(path)
+    check_output(path)
     if chunk < 1 or batch < 1:
         raise ExportError(f"chunk and batch must be at least 1, got chunk={chunk} and batch={batch}")
     if streaming.floating_dtype(module) != torch.float32:
@@ -308,8 +313,6 @@ def state_facts(name: str, state: StateTensor, batch: int) -> StateFacts:
 @contextmanager
 def staging(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`; what lies in it at the end moves to its place, data before the model."""
-    if path.is_dir():
-        raise ExportError(f"{path} is a folder; give the name of the ONNX file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:

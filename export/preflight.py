@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stderr
+from traceback import walk_tb
 from typing import Any
 
 import torch
@@ -176,17 +179,27 @@ def traced(flat: Flat, arguments: tuple[Tensor, ...]) -> torch.export.ExportedPr
         ExportError: shapes or control flow that depend on data, or an operator of `REMEDIES`.
     """
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), redirect_stderr(io.StringIO()), torch.no_grad():  # torch dumps the half-traced graph there
             program = torch.export.export(flat, arguments, strict=False)
     except Exception as error:  # torch.export has many private error classes
         raise ExportError(
-            f"{type(flat.module).__name__} depends on its data in a way that a static graph cannot: "
+            f"{innermost(error, flat.module)} depends on its data in a way that a static graph cannot: "
             f"{first_cause(error)}; replace `if` and `.item()` on tensors by torch.where, and keep shapes fixed"
         ) from error
     for node in program.graph.nodes:
         if node.op == "call_function":
             check_operator(node)
     return program
+
+
+def innermost(error: BaseException, module: nn.Module) -> str:
+    """The dotted name of the part of a module in whose code an error was raised; its class if that is the whole."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    paths = {id(part): path for path, part in module.named_modules()}
+    selves = [frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__)]
+    found = [paths[id(part)] for part in selves if id(part) in paths]
+    return (found[-1] if found else "") or type(module).__name__
 
 
 def check_operator(node: torch.fx.Node) -> None:

@@ -26,7 +26,7 @@ from edgemem.compare import Comparison
 from edgemem.contract import Certificate, Contract
 from edgemem.errors import ContractError, UsageError
 from edgemem.evaluation import evaluate, fitting
-from edgemem.files import atomic_path
+from edgemem.files import atomic_path, check_output
 from edgemem.inspect import state_bytes
 from edgemem.modelfile import ModelFile, open_model
 from edgemem.narrow import as_parent, helper
@@ -58,6 +58,7 @@ class Report:
     tensors: tuple[TensorChoice, ...]
     states: Mapping[str, str]  # the policy of each
     certificate: Certificate
+    skipped: tuple[TensorChoice, ...] = ()  # matrices that are too small to be worth it
     warnings: tuple[str, ...] = ()
     quality: Mapping[str, Any] | None = None
 
@@ -77,6 +78,7 @@ class Report:
             "state_bytes_after": self.state_bytes_after,
             "states": dict(self.states),
             "tensors": [asdict(choice) for choice in self.tensors],
+            "skipped": [asdict(choice) for choice in self.skipped],
             "certificate": self.certificate.model_dump(mode="json"),
             "warnings": list(self.warnings),
             "quality": dict(self.quality or {}),
@@ -108,16 +110,17 @@ def quantize(
 
     Raises:
         ModelFileError, ContractError: the input is not a model with a valid contract, or is quantized already.
-        UsageError: an unknown scheme or setting, a glob that names nothing, no calibration data where it is needed, a
-            result no smaller than the model.
+        UsageError: an unknown scheme, setting or state policy, a glob that names nothing, no calibration data where it
+            is needed, no matrix of `smallest` elements, a result no smaller than the model, or an output that cannot
+            be written.
         InputError: calibration data that the model cannot take, a task that does not fit it.
     """
     chosen, settings = parsed(scheme)
+    states.check_policy(state)
+    check_output(Path(path_out))
     model = open_model(path_in)
     check_float(model)
     check_places(model.path, Path(path_out))
-    if state != "auto":
-        states.chosen_policies(state, model.contract)
     if task is not None:
         fitting(load(model.path), task)
     job = Job(ir.load(model.path), model.contract, model.path, settings, tuple(exclude), smallest)
@@ -127,7 +130,11 @@ def quantize(
         wanting = scheme if chosen.needs_data else f"{scheme} with {state} states"
         data = calibration.wanted_data(model.contract, calibrate, wanting, needed)
     keep = {s.start for s in model.contract.states if isinstance(s.start, str)}
-    rewrite(job, chosen, keep, data)
+    if rewrite(job, chosen, keep, data) == 0 and chosen.weights and job.skipped and state == "f32":
+        raise UsageError(
+            f"no tensor of {model.path} has {smallest} elements, so nothing was quantized: the largest matrix, "
+            f"{job.skipped[0].name}, has {job.skipped[0].bytes_before // 4}; lower --smallest"
+        )
     contract, found_states = narrow_states(job, state, state_budget, data, task)
     finish(job, {s.start for s in contract.states if isinstance(s.start, str)})
     contract = contract.model_copy(update={"quant": facts(job, chosen, model, data) | found_states})
@@ -149,6 +156,7 @@ def quantize(
             tuple(job.choices),
             {s.name: str(s.quant["policy"]) for s in contract.states if not helper(s)},
             certificate,
+            tuple(job.skipped),
             tuple(job.warnings),
         )
         check_smaller(report, model)
@@ -229,8 +237,8 @@ def check_places(path_in: Path, path_out: Path) -> None:
         raise UsageError(f"the result would replace {path_in}, which `verify --reference` needs; write to another file")
 
 
-def rewrite(job: Job, scheme: Scheme, keep: set[str], data: calibration.Data | None = None) -> None:
-    """All edits of the graph, in place.
+def rewrite(job: Job, scheme: Scheme, keep: set[str], data: calibration.Data | None = None) -> int:
+    """All edits of the graph, in place; the number of constants that the scheme itself rewrote.
 
     Raises:
         UsageError: a glob that names no constant.
@@ -241,10 +249,12 @@ def rewrite(job: Job, scheme: Scheme, keep: set[str], data: calibration.Data | N
         if not any(lone.excluded(name) for name in before):
             raise UsageError(f"--exclude {glob!r} names no tensor; `edgemem inspect --json` lists them")
     graph.prepare(job.model, keep)
+    job.skipped = too_small(job) if scheme.weights else []
     if data is not None:
         job.calibration = calibration.Calibration(job.model, job.contract, data)
     scheme.apply(job)
-    if scheme.weights and not job.choices:
+    rewritten = len(job.choices)
+    if scheme.weights and not rewritten:
         job.warnings.append(
             f"no matrix of {job.smallest} elements or more was left to {scheme.name}: vectors become float16, no more; "
             "lower --smallest, or exclude less"
@@ -254,6 +264,17 @@ def rewrite(job: Job, scheme: Scheme, keep: set[str], data: calibration.Data | N
         if not job.excluded(str(value.name)):
             _, array = graph.halve(job.model, value)
             job.record(str(value.name), array, array.astype(np.float16).astype(np.float32), "float16", array.size * 2)
+    return rewritten
+
+
+def too_small(job: Job) -> list[TensorChoice]:
+    """The matrices that stay float32 for their size, the largest first."""
+    found = [w for w in graph.weights(job.model, 0) if w.array.size < job.smallest and not job.excluded(w.name)]
+    reason = f"float32, fewer than {job.smallest} elements"
+    return [
+        TensorChoice(w.name, tuple(w.array.shape), reason, w.array.nbytes, w.array.nbytes, 0.0, 0.0)
+        for w in sorted(found, key=lambda w: -w.array.size)
+    ]
 
 
 def finish(job: Job, keep: set[str]) -> None:

@@ -70,6 +70,7 @@ class Job:
     smallest: int = 0
     calibration: Calibration | None = None
     choices: list[TensorChoice] = field(default_factory=list)
+    skipped: list[TensorChoice] = field(default_factory=list)  # matrices of fewer than `smallest` elements
     warnings: list[str] = field(default_factory=list)
 
     def weights(self) -> list[Weight]:
@@ -119,7 +120,7 @@ def parsed(text: str) -> tuple[Scheme, dict[str, int | str]]:
     """
     name, _, rest = text.partition(":")
     if name not in names():
-        raise UsageError(f"unknown scheme {name!r}{nearest(name, names())}; there are {', '.join(names())}")
+        raise UsageError(f"unknown scheme {name!r}{nearest(name, names(), 0.5)}; there are {', '.join(names())}")
     scheme: Scheme = importlib.import_module(f"edgemem.quant.{name.replace('-', '_')}").SCHEME
     settings = dict(scheme.settings)
     for pair in filter(None, rest.split(",")):

@@ -342,14 +342,17 @@ def automatic(
     return chosen, facts | {"metric_loss": together, "relative_output_error": drift_of(chosen)}
 
 
-def chosen_policies(policy: str, contract: Contract) -> dict[str, str]:
-    """One policy for all states that may be narrow.
+def check_policy(policy: str) -> None:
+    """Refuse a word that is no policy.
 
     Raises:
-        UsageError: no such policy, or no such state.
+        UsageError: there is none of that name; the nearest is suggested.
     """
-    if policy not in POLICIES:
-        raise UsageError(
-            f"unknown state policy {policy!r}{nearest(policy, POLICIES)}; there are {', '.join(POLICIES)} and auto"
-        )
+    if policy not in (*POLICIES, "auto"):
+        suggested = nearest(policy, (*POLICIES, "auto"), 0.5)
+        raise UsageError(f"unknown state policy {policy!r}{suggested}; there are {', '.join(POLICIES)} and auto")
+
+
+def chosen_policies(policy: str, contract: Contract) -> dict[str, str]:
+    """One policy for all states that may be narrow."""
     return {state.name: policy for state in contract.states if may_be_narrow(state)}

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from edgemem import modelfile, onnxfile
+from edgemem import modelfile, onnxfile, runner
 from edgemem.cli.main import COMMANDS
+from edgemem.stream import Rows
 
 EDGEMEM = [sys.executable, "-m", "edgemem"]
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
@@ -177,15 +178,28 @@ def test_a_wrong_word_is_named_with_the_nearest(arguments: tuple[str, ...], mess
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_reader_that_leaves_early_is_no_error(models: Path) -> None:
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "afile").write_text("x")
+    _, err = run("export", "lmu", "-o", "afile/z.onnx", code=2, cwd=tmp_path)
+    assert err == "edgemem: afile/z.onnx cannot be written: afile is a file, not a folder; give another place\n"
+
+
+def test_random_weights_of_a_model_that_ships_trained_are_said(tmp_path: Path) -> None:
+    _, err = run("export", "kws-lmuformer", "--set", "layers=1", "-o", tmp_path / "k.onnx")
+    assert "warning: kws-lmuformer ships trained, but not at these settings" in err
+    assert "random, seed 0" in run("inspect", tmp_path / "k.onnx")[0]
+
+
+@pytest.mark.parametrize("form", [["--json"], ["--rows"]])
+def test_a_reader_that_leaves_early_is_no_error(models: Path, form: list[str]) -> None:
     process = subprocess.Popen(
-        [*EDGEMEM, "run", str(models / "lm.onnx"), "--text", "a" * 5000, "--json"],
+        [*EDGEMEM, "run", str(models / "lm.onnx"), "--text", "a" * 5000, *form],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=ENVIRONMENT,
     )
     assert process.stdout is not None and process.stderr is not None
-    assert json.loads(process.stdout.readline())["token"] == ord("a")
+    assert process.stdout.readline()
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait(timeout=120) == 0
@@ -208,13 +222,53 @@ def test_bad_sound_is_named(models: Path, tmp_path: Path) -> None:
     for name in ("x.wav", "empty.wav", "none.wav"):
         _, err = run("run", models / "k.onnx", "--input", tmp_path / name, code=2)
         assert name in err
+    assert "at least one sample was wanted" in run("run", models / "k.onnx", "--input", "-", code=2)[1]
+    np.save(tmp_path / "nan.npy", np.where(np.arange(900) == 700, np.nan, np.zeros(900)))
+    _, err = run("run", models / "k.onnx", "--input", tmp_path / "nan.npy", code=2)
+    assert "nan.npy: finite samples were wanted, NaN or infinity came at sample 700" in err
+
+
+def test_half_a_sample_is_refused_after_the_last_row(models: Path) -> None:
+    out, err = run("run", models / "k.onnx", "--input", "-", "--json", stdin=b"\0" * 32001, code=2)
+    assert lines(out)[-1]["t_end"] > 0.9 and "an odd number of bytes came" in err
+
+
+def test_a_state_that_cannot_be_saved_is_refused_first(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "afile").write_text("x")
+    out, err = run("run", models / "lm.onnx", "--text", "ab", "--state", tmp_path / "afile" / "s", code=2)
+    assert out == "" and "afile is a file, not a folder" in err
+    out, err = run("run", models / "lm.onnx", "--text", "ab", "--state", tmp_path / "afile", code=2)
+    assert out == "" and f"snapshot {tmp_path / 'afile'}: not a snapshot file" in err
+
+
+def test_a_spotter_names_what_leads_with_its_own_score() -> None:
+    labels = ("yes", "no", "silence", "unknown")
+    rows = np.log([[0.1, 0.1, 0.7, 0.1], [0.6, 0.2, 0.1, 0.1], *[[0.97, 0.01, 0.01, 0.01]] * 9, [0.1, 0.1, 0.1, 0.7]])
+    ends = np.arange(1.0, len(rows) + 1)
+    found = list(runner.spans([Rows(rows, 0, ends - 1, ends)], labels))
+    assert [row["label"] for row in found] == ["silence", "yes", "unknown"]
+    assert [row["score"] for row in found] == [0.7, round((0.6 + 9 * 0.97) / 10, 4), 0.7]
+
+
+def test_numbers_go_on_after_numbers(tmp_path: Path) -> None:
+    run("export", "rwkv4", "--set", "layers=1", "--set", "width=8", "--set", "vocab=16", "-o", tmp_path / "n.onnx")
+    out, _ = run("run", tmp_path / "n.onnx", "--text", "1 2", "--generate", 3)
+    assert out.startswith("1 2 ") and len(out.split()) == 5
+    for text, message in (("a b", "whole numbers"), ("1 99", "values from 0 to 15 were wanted, 99 came at frame 1")):
+        out, err = run("run", tmp_path / "n.onnx", "--text", text, "--generate", 3, code=2)
+        assert out == "" and message in err
 
 
 def test_tokens_out_of_range_and_wrong_shapes_exit_2(models: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "t.npy", np.array([3, 900]))
     assert "0 to 255 were wanted, 900 came" in run("run", models / "lm.onnx", "--input", tmp_path / "t.npy", code=2)[1]
     np.save(tmp_path / "f.npy", np.ones((4, 9), np.float32))
-    assert "was wanted" in run("run", models / "lmu.onnx", "--input", tmp_path / "f.npy", code=2)[1]
+    assert (
+        "f.npy: input x: [time, 3] was wanted"
+        in run("run", models / "lmu.onnx", "--input", tmp_path / "f.npy", code=2)[1]
+    )
+    np.save(tmp_path / "s.npy", np.array([["a"]]))
+    assert "[time, 3] was wanted" in run("run", models / "lmu.onnx", "--input", tmp_path / "s.npy", code=2)[1]
     np.save(tmp_path / "o.npy", np.array([{"a": 1}]), allow_pickle=True)
     assert "not a readable .npy" in run("run", models / "lmu.onnx", "--input", tmp_path / "o.npy", code=2)[1]
 
@@ -251,4 +305,6 @@ def test_ctrl_c_stops_cleanly_with_130(models: Path, tmp_path: Path) -> None:
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert b"Traceback" not in err and b"stopped" in err
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [state]
+    _, err_text = run("run", models / "k.onnx", "--input", "-", "--state", state, stdin=b"\0" * 3200)
+    assert err_text == ""

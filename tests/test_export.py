@@ -261,6 +261,7 @@ class LooksAhead(Cell):
         (LosesState(), "state hidden is declared but not returned"),
         (GrowsState(), r"state hidden: torch.float32\[1, 4\] goes in, torch.float32\[1, 8\] comes out"),
         (Branches(), "Branches depends on its data.*torch.where"),
+        (With(lambda x: x if x.sum() > 0 else -x), "blocks.0 depends on its data.*torch.where"),
         (Fourier(), "spectrum: operator aten.fft_rfft.*time domain"),
         (Noisy(), "operator aten.rand.*as an input"),
         (With(torch.special.i0e), "blocks.0: operator prims.bessel_i0e.default has no form in standard ONNX; write"),
@@ -271,10 +272,11 @@ class LooksAhead(Cell):
     ],
 )
 def test_what_cannot_be_exported_is_named_and_nothing_is_written(
-    module: nn.Module, message: str, tmp_path: Path
+    module: nn.Module, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ExportError, match=message):
         to_onnx(module, EXAMPLE, tmp_path / "m.onnx")
+    assert "def forward" not in "".join(capfd.readouterr())
     assert list(tmp_path.iterdir()) == []
 
 

@@ -65,6 +65,7 @@ def test_every_scheme_shrinks_and_streams_every_model(zoo: Files, name: str, sch
     report = quantize(zoo(name), tmp_path / "q.onnx", scheme, calibrate=data, smallest=FEW, steps=STEPS)
     onnx.checker.check_model(str(tmp_path / "q.onnx"), full_check=True)
     assert report.bytes_after < report.bytes_before
+    assert not {choice.name for choice in report.skipped} & {choice.name for choice in report.tensors}
     assert report.certificate.max_rel_error < SCHEMES[scheme]
     stream = load(tmp_path / "q.onnx").stream()
     rng = np.random.default_rng(0)
@@ -199,7 +200,9 @@ def test_quantizing_twice_is_refused(zoo: Files, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("scheme", "options", "message"),
     [
-        ("w9", {}, "unknown scheme 'w9'.* there are f16, w8,"),
+        ("w9", {}, r"unknown scheme 'w9' \(did you mean 'w8'\?\); there are f16, w8,"),
+        ("w8", {"state": "i7"}, r"unknown state policy 'i7' \(did you mean 'i"),
+        ("w8", {"smallest": 10**6}, "no tensor of .* has 1000000 elements, so nothing .*; lower --smallest"),
         ("w8:bits=4", {}, "scheme w8 has no setting 'bits=4'"),
         ("w8", {"exclude": ["nothing*"]}, "names no tensor"),
         ("w8", {"exclude": ["*"]}, "would not shrink"),
@@ -227,14 +230,6 @@ def test_the_parent_is_not_written_over(zoo: Files, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"would replace .*m\.onnx, which `verify --reference` needs"):
         quantize(path, tmp_path / "." / "m.onnx", "w8", smallest=FEW, steps=STEPS)
     assert path.read_bytes() == before
-
-
-def test_a_scheme_that_finds_no_matrix_says_so(zoo: Files, tmp_path: Path) -> None:
-    report = quantize(zoo("lmu"), tmp_path / "q.onnx", "w8", smallest=10**6, steps=STEPS)
-    assert report.warnings == (
-        "no matrix of 1000000 elements or more was left to w8: vectors become float16, no more; "
-        "lower --smallest, or exclude less",
-    )
 
 
 def test_verify_finds_a_wrong_scale_and_a_wrong_parent(zoo: Files, tmp_path: Path) -> None:

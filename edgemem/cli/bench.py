@@ -45,6 +45,10 @@ def command(
     edgemem bench r.onnx --runtime aot --against onnxruntime,openvino,litert
     edgemem bench r.onnx --board rpi4 --rpc rpi4.local:9090
     edgemem bench k8.onnx --board mps2_an386 --json     instructions of an emulated microcontroller, kernel by kernel
+
+    p50 and p99 are what half and 99 of 100 steps stay below; spread is half the distance between the quartiles of the
+    turns, beside their median. From C: the step called without Python. GB/s: the bytes of a step over p50. × roofline:
+    p50 over the least time in which the machine could read those bytes and do the multiplications.
     """
     if board_name and not rpc and is_bare(board_name):
         on_emulator(files, board_name, as_json)

@@ -6,6 +6,7 @@ import shutil
 
 import click
 
+from edgemem.cli.doctor import TOOLS
 from edgemem.cli.options import json_option, print_json, stdout, table
 
 
@@ -25,6 +26,7 @@ def command(as_json: bool) -> None:
     if as_json:
         print_json([{**b.model_dump(mode="json"), "compiler_found": shutil.which(b.compiler)} for b in boards])
         return
+    install_with = {tool: command for _, tool, command in TOOLS}
     rows = [
         (
             b.name,
@@ -32,7 +34,7 @@ def command(as_json: bool) -> None:
             b.core,
             human_bytes(b.ram_bytes) if b.ram_bytes else "–",
             f"{b.clock_hz / 1e9:.1f} GHz" if b.clock_hz else "–",
-            "found" if shutil.which(b.compiler) else "make boards",
+            "found" if shutil.which(b.compiler) else install_with.get(b.compiler, f"needs {b.compiler}"),
         )
         for b in boards
     ]

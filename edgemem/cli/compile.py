@@ -25,6 +25,8 @@ from edgemem.cli.options import json_option, print_json, stderr
 def command(file: Path, board: str, output: Path, name: str | None, report: bool, as_json: bool) -> None:
     """Compile FILE for a board into C that needs no Python, no TVM and no heap where it runs.
 
+    Its state and arena count the padding that aligns each tensor; `edgemem inspect` counts the tensors alone.
+
     For a board with an operating system that is a library, for a microcontroller a firmware project with its image:
     `make` in it builds it again, and the self-test says PASS on the board's console.
 

@@ -39,6 +39,7 @@ def command(
     """
     from edgemem.errors import UsageError
     from edgemem.export import export_model
+    from edgemem.models import spec
 
     if seed is not None and checkpoint is not None:
         raise UsageError("--seed and --checkpoint both say where the weights come from; give one of them")
@@ -46,6 +47,13 @@ def command(
         contract = export_model(
             model, output, parsed_settings(settings), seed=seed, checkpoint=checkpoint, chunk=chunk, batch=batch
         )
+    random = contract.model.source.kind == "seed"
+    if random and seed is None and spec(model).trained():
+        stderr().print(
+            f"warning: {model} ships trained, but not at these settings: the weights of {output} are random, seed 0; "
+            "leave out --set, or give weights by --checkpoint",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
     proof = contract.parity[-1]
     if as_json:
         print_json({"file": str(output), "bytes": output.stat().st_size, **contract.model_dump(mode="json")})

@@ -41,7 +41,7 @@ def show(found: dict[str, Any]) -> None:
     step = f"{chunk['size']} {chunk['unit']}" + (f", {chunk['size'] * seconds * 1000:g} ms" if seconds else "")
     summary = Table.grid(padding=(0, 2))
     summary.add_row("model", f"{model['name']} ({model['family']}), {model['parameters']:,} parameters")
-    summary.add_row("weights", human_bytes(found["weight_bytes"]))
+    summary.add_row("weights", f"{weights_from(model['source'])}, {human_bytes(found['weight_bytes'])}")
     summary.add_row("state", human_bytes(found["state_bytes"]))
     summary.add_row("step", f"{step}; {found['macs_per_step']:,} multiply-accumulates")
     summary.add_row("look-ahead", f"{latency['look_ahead']} {latency['unit']}s")
@@ -57,6 +57,14 @@ def show(found: dict[str, Any]) -> None:
     console = stdout()
     console.print(summary)
     console.print(table(("tensor", "name", "dtype", "shape", "role", "start or range"), rows))
+
+
+def weights_from(source: dict[str, Any]) -> str:
+    """Where the weights came from, in words."""
+    if source.get("kind") == "seed":
+        return f"random, seed {source.get('seed')}"
+    words = {"checkpoint": "trained", "foreign": "of another tool's file"}
+    return words.get(str(source.get("kind")), "of the module that was exported")
 
 
 def note(kind: str, row: dict[str, Any]) -> str:

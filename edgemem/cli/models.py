@@ -25,7 +25,14 @@ def command(as_json: bool) -> None:
     from edgemem.text import human_bytes
 
     cells = [
-        (row["name"], f"{row['parameters']:,}", human_bytes(row["state_bytes"]), row["chunk_unit"], row["summary"])
+        (
+            row["name"],
+            "trained" if row["trained"] else "random",
+            f"{row['parameters']:,}",
+            human_bytes(row["state_bytes"]),
+            row["chunk_unit"],
+            row["summary"],
+        )
         for row in rows
     ]
-    stdout().print(table(("name", "parameters", "state", "chunk", "summary"), cells))
+    stdout().print(table(("name", "weights", "parameters", "state", "chunk", "summary"), cells))

@@ -58,8 +58,12 @@ def stdout() -> Console:
     """Where results for people go; wide where that is no terminal, so that nothing is cut."""
     from rich.console import Console
 
-    console = Console()
-    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=PIPE_COLUMNS)
+    class Output(Console):
+        def on_broken_pipe(self) -> None:  # rich would leave with exit code 1
+            raise BrokenPipeError
+
+    console = Output()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Output(width=PIPE_COLUMNS)
 
 
 def stderr() -> Console:

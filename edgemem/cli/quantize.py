@@ -93,7 +93,7 @@ def show(report: Report, output: Path) -> None:
             f"{choice.bytes_before:,} → {choice.bytes_after:,}",
             f"{choice.relative_error:.2%}",
         )
-        for choice in sorted(report.tensors, key=lambda choice: -choice.bytes_before)
+        for choice in sorted((*report.tensors, *report.skipped), key=lambda choice: -choice.bytes_before)
     ]
     console, proof = stdout(), report.certificate
     console.print(table(("tensor", "shape", "stored as", "bytes", "error"), rows, wrap="tensor"))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from edgemem.cli.options import json_option, print_json, stdout
 from edgemem.errors import UsageError
+from edgemem.files import atomic_write, check_output
 
 if TYPE_CHECKING:
     from edgemem.stream import Stream
+
+Piece = TypeVar("Piece")
 
 
 @click.command("run")
@@ -28,7 +31,11 @@ if TYPE_CHECKING:
 @click.option("--runtime", help="What runs the model: ort for a file and aot for a compiled folder, if left out.")
 @click.option("--board", help="Compile for this board and run under its emulator.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Cores that one step may use.")
-@click.option("--state", type=click.Path(path_type=Path), help="Go on from this snapshot if it exists; save it after.")
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    help="Go on from this snapshot if it exists; save it at the end, at Ctrl-C too.",
+)
 @click.option("--rows", is_flag=True, help="Every output row instead of a summary of them.")
 @json_option
 def command(
@@ -71,23 +78,55 @@ def command(
     model, takes = stream.contract.model.name, stream.contract.inputs[0].role
     if text is not None and takes != "tokens":
         raise UsageError(f"{model} takes {takes}, not text; give it audio or an array by --input")
-    if state is not None and state.exists():
-        stream.restore(state)
-    if generate is not None and text is not None:
-        write_text(stream, text, generate, temperature, top_k, stop, seed, as_json)
-    else:
-        results = described_rows(stream, source, text, rows, end=state is None)
-        if as_json:
-            show_json(results)
-        else:
-            said = show_table(results)
-            show_transcript(said, stream.contract.outputs[0].labels, rows)
     if state is not None:
-        stream.snapshot(state)
+        check_output(state)
+        if state.exists():
+            stream.restore(state)
+    saved = Saved(stream, state)
+    try:
+        if generate is not None and text is not None:
+            write_text(stream, text, generate, temperature, top_k, stop, seed, as_json, saved)
+        else:
+            results = described_rows(stream, source, text, rows, state is None, saved)
+            if as_json:
+                show_json(results)
+            else:
+                said = show_table(results)
+                show_transcript(said, stream.contract.outputs[0].labels, rows)
+        saved.note()
+    except (KeyboardInterrupt, BrokenPipeError):  # a microphone ends in no other way
+        saved.write()
+        raise
+    saved.write()
+
+
+class Saved:
+    """The snapshot that `--state` wants: of whole blocks, wherever between two of them Ctrl-C comes."""
+
+    def __init__(self, stream: Stream, path: Path | None) -> None:
+        self.stream, self.path = stream, path
+        self.data: bytes | None = None  # nothing was streamed
+
+    def note(self) -> None:
+        """Remember the stream as it is now."""
+        if self.path is not None:
+            self.data = self.stream.snapshot()
+
+    def after_each(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
+        """`pieces` as they come, the stream noted after each."""
+        for piece in pieces:
+            self.note()
+            yield piece
+
+    def write(self) -> None:
+        """Write what was noted last."""
+        if self.path is not None and self.data is not None:
+            with atomic_write(self.path) as file:
+                file.write(self.data)
 
 
 def described_rows(
-    stream: Stream, source: str | None, text: str | None, rows: bool, end: bool
+    stream: Stream, source: str | None, text: str | None, rows: bool, end: bool, saved: Saved
 ) -> Iterator[dict[str, Any]]:
     """The outputs of a file, of stdin or of a text."""
     import io
@@ -95,7 +134,7 @@ def described_rows(
     from edgemem import runner
 
     stdin = sys.stdin.buffer if text is None else io.BytesIO(text.encode("utf-8", "surrogateescape"))
-    return runner.described(stream, runner.rows_of(stream, source or "-", stdin, end), rows)
+    return runner.described(stream, saved.after_each(runner.rows_of(stream, source or "-", stdin, end)), rows)
 
 
 def show_json(results: Iterator[dict[str, Any]]) -> None:
@@ -140,6 +179,7 @@ def write_text(
     stop: str | None,
     seed: int,
     as_json: bool,
+    saved: Saved,
 ) -> None:
     """Generate text after a prompt, character by character."""
     import numpy as np
@@ -149,10 +189,12 @@ def write_text(
     rng = np.random.default_rng(seed)
     decoder = generate.Decoder(stream.contract.inputs[0].encoding)
     said = ""
-    if not as_json:
-        click.echo(text, nl=False)
     prompt = runner.tokens(stream, text.encode("utf-8", "surrogateescape"))
-    for token in runner.generated(stream, prompt, count, lambda z: generate.sample(z, rng, temperature, top_k)):
+    tokens = runner.generated(stream, prompt, count, lambda z: generate.sample(z, rng, temperature, top_k))
+    if not as_json:  # what is wrong with the prompt has been said by now
+        numbers = "".join(f"{token} " for token in prompt)
+        click.echo(text if stream.contract.inputs[0].encoding else numbers, nl=False)
+    for token in saved.after_each(tokens):
         piece = decoder.push(token)
         said += piece
         if as_json:

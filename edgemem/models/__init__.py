@@ -100,7 +100,10 @@ def configured(model: ModelSpec, settings: Mapping[str, object]) -> Any:
                 f"{model.name} has no setting {key!r}{nearest(key, fields)}; it has {', '.join(sorted(fields))}"
             )
         values[key] = parsed(model.name, key, value, type(fields[key].default))
-    return model.config(**values)
+    try:
+        return model.config(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{model.name}: {error}") from error
 
 
 def parsed(model: str, key: str, value: object, kind: type) -> object:
@@ -127,7 +130,7 @@ def at_least(config: object, **bounds: float) -> None:
     """
     for key, bound in bounds.items():
         if getattr(config, key) < bound:
-            raise ConfigError(f"{type(config).__name__}.{key} must be at least {bound}, got {getattr(config, key)}")
+            raise ConfigError(f"{key} must be at least {bound}, got {getattr(config, key)}")
 
 
 def divides(config: object, part: str, whole: str) -> None:
@@ -138,7 +141,7 @@ def divides(config: object, part: str, whole: str) -> None:
     """
     if getattr(config, whole) % getattr(config, part):
         raise ConfigError(
-            f"{type(config).__name__}.{whole} must be a multiple of {part}, "
+            f"{whole} must be a multiple of {part}, "
             f"got {whole}={getattr(config, whole)} and {part}={getattr(config, part)}"
         )
 

@@ -75,7 +75,7 @@ class FoldingConfig:
             divides(self, "ffn_fold", "width")
         if self.width // self.fold % self.heads:
             raise ConfigError(
-                f"{type(self).__name__}.heads must divide width / fold, got heads={self.heads}, width={self.width} "
+                f"heads must divide width / fold, got heads={self.heads}, width={self.width} "
                 f"and fold={self.fold}, that is {self.width // self.fold} numbers in a sub-token"
             )
 
@@ -97,7 +97,7 @@ class ASRConfig(FoldingConfig):
         super().__post_init__()
         at_least(self, vocab=2, features=STACK)
         if self.features % STACK:
-            raise ConfigError(f"ASRConfig.features must be a multiple of {STACK}, got {self.features}")
+            raise ConfigError(f"features must be a multiple of {STACK}, got {self.features}")
 
 
 class Folding(Composite):

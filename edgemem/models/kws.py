@@ -37,11 +37,10 @@ class SpotterConfig:
     def __post_init__(self) -> None:
         """Raises ConfigError, naming the field that cannot be."""
         at_least(self, features=2 * STACK)
-        name = type(self).__name__
         if not 0.0 < self.forget <= 1.0:
-            raise ConfigError(f"{name}.forget must be in (0, 1], got {self.forget}; 1 averages the whole input")
+            raise ConfigError(f"forget must be in (0, 1], got {self.forget}; 1 averages the whole input")
         if self.features % STACK:
-            raise ConfigError(f"{name}.features must be a multiple of {STACK}, got {self.features}")
+            raise ConfigError(f"features must be a multiple of {STACK}, got {self.features}")
 
 
 class Spotter(Composite):

@@ -38,7 +38,7 @@ class KWSSpikingConfig(KWSConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0.0 <= self.decay < 1.0:
-            raise ConfigError(f"KWSSpikingConfig.decay must be in [0, 1), got {self.decay}; 0 forgets at once")
+            raise ConfigError(f"decay must be in [0, 1), got {self.decay}; 0 forgets at once")
 
 
 class SpikingLMU(Composite):

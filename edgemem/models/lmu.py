@@ -35,7 +35,7 @@ class LMUConfig:
         check_window(self, self.window)
         if self.channels > 1 and not self.parallel:
             raise ConfigError(
-                f"LMUConfig.channels must be 1 for the original cell, got {self.channels}; set parallel=true for more"
+                f"channels must be 1 for the original cell, got {self.channels}; set parallel=true for more"
             )
 
 
@@ -46,7 +46,7 @@ def check_window(config: object, window: float) -> None:
         ConfigError: naming the configuration and the value.
     """
     if not 1.0 <= window <= 1e6:
-        raise ConfigError(f"{type(config).__name__}.window must be from 1 to 1000000 steps, got {window}")
+        raise ConfigError(f"window must be from 1 to 1000000 steps, got {window}")
 
 
 class LMUNetwork(Composite):

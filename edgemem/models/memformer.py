@@ -81,9 +81,7 @@ def check_sizes(config: LanguageConfig) -> None:
     at_least(config, layers=1, width=2, heads=1, slots=1, segment=2, ffn=0)
     divides(config, "heads", "width")
     if config.temperature <= 0:
-        raise ConfigError(
-            f"{type(config).__name__}.temperature must be above 0, got {config.temperature}; 0.25 is the default"
-        )
+        raise ConfigError(f"temperature must be above 0, got {config.temperature}; 0.25 is the default")
 
 
 def encoder_of(config: LanguageConfig, looks_back: bool) -> MemoryEncoder:

@@ -51,8 +51,7 @@ class ProbeConfig:
         """
         if self.probe not in PROBES:
             raise ConfigError(
-                f"{type(self).__name__}.probe: unknown probe {self.probe!r}{nearest(self.probe, PROBES)}; "
-                f"there are {', '.join(PROBES)}"
+                f"unknown probe {self.probe!r}{nearest(self.probe, PROBES)}; there are {', '.join(PROBES)}"
             )
         at_least(self, layers=1, width=2, ffn=0)
 
@@ -97,9 +96,7 @@ class MemformerProbeConfig(ProbeConfig):
         at_least(self, heads=1, slots=1, segment=2)
         divides(self, "heads", "width")
         if self.temperature <= 0:
-            raise ConfigError(
-                f"{type(self).__name__}.temperature must be above 0, got {self.temperature}; 0.25 is the default"
-            )
+            raise ConfigError(f"temperature must be above 0, got {self.temperature}; 0.25 is the default")
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,7 @@ class FoldingProbeConfig(ProbeConfig):
         divides(self, "fold", "width")
         if self.inner % self.fold or self.width // self.fold % self.heads:
             raise ConfigError(
-                f"{type(self).__name__}: fold must divide ffn, and heads must divide width / fold; "
+                f"fold must divide ffn, and heads must divide width / fold; "
                 f"got fold={self.fold}, ffn={self.inner}, heads={self.heads} and width={self.width}"
             )
 

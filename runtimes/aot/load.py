@@ -228,6 +228,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ModelFileError: missing, not JSON, of a newer format, or without what loading needs.
     """
     path = folder / MANIFEST
+    if not path.exists():
+        raise ModelFileError(f"{folder} is no compiled folder, it has no {MANIFEST}; `edgemem compile` writes one")
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
