@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.tasks.bytes.data import BEGIN, files
-from bench.tasks.kws import evaluation
+from bench.tasks.kws import clip_sets
 from bench.tasks.kws.data import FOLDER
 from edgemem.audio import PCM16_FULL_SCALE
 from edgemem.evaluation import evaluate
@@ -35,12 +35,12 @@ def judged(path: Path, task: str, whole: bool = True) -> dict[str, Any]:
         texts = [np.frombuffer(file.read_bytes(), np.uint8) for _, file in files("test")] if whole else []
         return bits(load(path), [text for text in texts if len(text)] or list(byte_task.excerpt()[0]))
     if whole and task == "kws" and (FOLDER / "test_clean.npz").is_file():
-        return spotted(load(path), evaluation.load(FOLDER, "clean"))
+        return spotted(load(path), clip_sets.load(FOLDER, "clean"))
     found = evaluate(path, task).score
     return {"metric": found.metric, "quality": found.value, "of": "excerpt"}
 
 
-def spotted(program: Program, clips: evaluation.Clips) -> dict[str, Any]:
+def spotted(program: Program, clips: clip_sets.Clips) -> dict[str, Any]:
     """Accuracy on clips, each from the start state."""
     stream, names = program.stream(), program.contract.outputs[0].labels or kws.LABELS
     right = 0
