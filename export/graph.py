@@ -255,8 +255,14 @@ def first_cause(error: BaseException) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep torch's remarks about packages that edgemem does not use off the user's screen."""
-    names = ("torch.onnx", "torch.onnx._internal.exporter._registration", "onnxscript", "torch.export", "onnx_ir")
-    names += ("torch.fx.experimental.symbolic_shapes",)
+    names = (
+        "torch.onnx",
+        "torch.onnx._internal.exporter._registration",
+        "torch.export",
+        "torch.fx.experimental.symbolic_shapes",
+        "onnxscript",
+        "onnx_ir",
+    )
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
