@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench import training
 from bench.tasks.kws import augment, card, clip_sets, evaluate, measure, page, pool, train, voices
 from bench.tasks.kws.augment import Placed, or_silence
 from bench.tasks.kws.features import FRONT_END, WARPS, features_of
@@ -111,24 +112,24 @@ def test_labels_start_late_in_the_word_where_asked() -> None:
 def test_masks_cover_whole_rows_and_the_same_band_of_both_frames() -> None:
     x, fill = torch.ones(6, 50, FRONT_END.width), torch.full((FRONT_END.width,), -3.0)
     recipe = train.Recipe(time_masks=1, band_masks=0)
-    rows = train.masked(x, fill, recipe, np.random.default_rng(1)) == -3.0
+    rows = training.masked(x, fill, FRONT_END.stack, recipe, np.random.default_rng(1)) == -3.0
     assert torch.equal(rows.any(dim=2), rows.all(dim=2)) and 0 < rows.any(dim=2).sum(dim=1).max() <= 5
     recipe = train.Recipe(time_masks=0, band_masks=1)
-    bands = train.masked(x, fill, recipe, np.random.default_rng(1)) == -3.0
+    bands = training.masked(x, fill, FRONT_END.stack, recipe, np.random.default_rng(1)) == -3.0
     assert torch.equal(bands.any(dim=1), bands.all(dim=1)) and bands.any()
     assert torch.equal(bands[..., : FRONT_END.mels], bands[..., FRONT_END.mels :])
 
 
 def test_rate_warms_up_and_fades() -> None:
-    assert train.rate_at(0.05, RECIPE) == pytest.approx(RECIPE.rate / 2)
-    assert train.rate_at(0.1, RECIPE) == pytest.approx(RECIPE.rate)
-    assert train.rate_at(1.0, RECIPE) == pytest.approx(0.0, abs=1e-12)
+    assert training.rate_at(0.05, RECIPE.rate, RECIPE.warm_up) == pytest.approx(RECIPE.rate / 2)
+    assert training.rate_at(0.1, RECIPE.rate, RECIPE.warm_up) == pytest.approx(RECIPE.rate)
+    assert training.rate_at(1.0, RECIPE.rate, RECIPE.warm_up) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_normalisation_gives_bands_of_mean_zero_and_deviation_one() -> None:
     x = 3.0 * torch.randn(4, 500, FRONT_END.width) - 7.0
     model = tiny()
-    train.normalise(model, x)
+    training.normalise(model, x, FRONT_END.stack)
     y = (x - model.center) * model.scale
     assert y.mean().abs() < 1e-3 and abs(float(y.std()) - 1.0) < 1e-2
     assert torch.equal(model.center[: FRONT_END.mels], model.center[FRONT_END.mels :])
@@ -173,11 +174,11 @@ def test_training_learns_and_returns_what_the_judge_liked_best() -> None:
 
 def test_the_average_moves_by_its_share() -> None:
     model, other = tiny(), tiny()
-    start = train.blended({}, model, 0.75)
+    start = training.blended({}, model, 0.75)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(1.0)
-    after = train.blended(start, other, 0.75)
+    after = training.blended(start, other, 0.75)
     torch.testing.assert_close(after["head.weight"], model.head.weight.detach() + 0.25)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench import training
 from bench.tasks.kws.voices import ESPEAK, FLITE
 from bench.tasks.kws.wordset import SAMPLE_RATE, WordSet, gathered, trimmed
 from bench.tasks.words import compose, data, evaluate, page, strings, train
@@ -108,7 +109,9 @@ def test_streaming_a_file_hears_what_the_module_hears(toy: WordSet, tmp_path: Pa
     torch.manual_seed(0)
     model = SpeechFolding(TINY).eval()
     made = evaluate.clips(toy, 10.0, seed=1)
-    train.normalise(model, torch.from_numpy(compose.FRONT_END.features(made[0].sound))[None])
+    training.normalise(
+        model, torch.from_numpy(compose.FRONT_END.features(made[0].sound))[None], compose.FRONT_END.stack
+    )
     to_onnx(model, None, tmp_path / "m.onnx")
     program = load(tmp_path / "m.onnx")
     found = evaluate.judged(program, made)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bench import training
 from bench.tasks.bytes.data import Array
 from edgemem.module import State, StreamingModule, chunk
 
@@ -62,11 +63,8 @@ def rate_at(step: int, recipe: Recipe) -> float:
 
 
 def optimizer_of(model: StreamingModule, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW; matrices decay, vectors (norms, biases, decays) do not."""
-    matrices = [p for p in model.parameters() if p.squeeze().dim() > 1]
-    vectors = [p for p in model.parameters() if p.squeeze().dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.97))
+    """AdamW; matrices decay, vectors (norms, biases, decays) do not, whatever axes of one element they have."""
+    return training.adamw(model, recipe.rate, recipe.weight_decay, lambda p: p.squeeze().dim() > 1, betas=(0.9, 0.97))
 
 
 def bits_per_byte(model: StreamingModule, corpus: Array, piece: int = 1024) -> float:

@@ -7,8 +7,6 @@ stream without an end (the one that rises).
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -16,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.tasks.kws.augment import Array, or_silence
+from bench import training
+from bench.tasks.kws.augment import or_silence
 from bench.tasks.kws.features import FRONT_END, WARPS
 from bench.tasks.kws.words import SILENCE
 
@@ -63,24 +62,6 @@ def tones(recipe: Recipe, draw: np.random.Generator) -> Tensor:
     return torch.from_numpy(np.stack(list(drawn))).float()
 
 
-def masked(x: Tensor, fill: Tensor, recipe: Recipe, draw: np.random.Generator) -> Tensor:
-    """SpecAugment: some rows and some mel bands of x [batch, rows, width] replaced by `fill` [width]."""
-    batch, rows, width = x.shape
-    bands = width // FRONT_END.stack
-    keep_rows = unmasked(batch, rows, recipe.time_masks, recipe.time_mask_rows, draw)
-    keep_bands = np.tile(unmasked(batch, bands, recipe.band_masks, recipe.band_mask_bands, draw), FRONT_END.stack)
-    return torch.where(torch.from_numpy(keep_rows[:, :, None] & keep_bands[:, None, :]), x, fill)
-
-
-def unmasked(batch: int, size: int, masks: int, widest: int, draw: np.random.Generator) -> Array:
-    """[batch, size] bool, false inside of `masks` random spans per row."""
-    width = draw.integers(0, widest + 1, (batch, masks, 1))
-    first = draw.integers(0, size, (batch, masks, 1))
-    place = np.arange(size)
-    kept: Array = np.all((place < first) | (place >= first + width), axis=1)
-    return kept
-
-
 def loss_of(model: nn.Module, x: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
     """Mean over all rows: cross-entropy where one label is right, -log of their sum where two are."""
     with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
@@ -95,28 +76,6 @@ def loss_of(model: nn.Module, x: Tensor, labels: Tensor, recipe: Recipe) -> Tens
     return -torch.where(one, (1 - smooth) * chosen + smooth * logs.mean(dim=1), either).mean()
 
 
-def rate_at(share: float, recipe: Recipe) -> float:
-    """Learning rate at `share` 0..1 of the training: linear warm-up, then half a cosine."""
-    if share < recipe.warm_up:
-        return recipe.rate * share / recipe.warm_up
-    return recipe.rate * 0.5 * (1.0 + math.cos(math.pi * (share - recipe.warm_up) / (1.0 - recipe.warm_up)))
-
-
-def optimizer_of(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW; biases and norms do not decay."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.98))
-
-
-def normalise(model: nn.Module, x: Tensor) -> None:
-    """Set the model's `center` and `scale` from features x [batch, rows, width], alike for stacked frames."""
-    bands = x.reshape(-1, FRONT_END.stack, FRONT_END.mels).flatten(0, 1)
-    model.center.copy_(bands.mean(dim=0).repeat(FRONT_END.stack))
-    model.scale.copy_((1.0 / bands.std(dim=0)).repeat(FRONT_END.stack))
-
-
 def train(
     model: nn.Module,
     source: Batches,
@@ -128,41 +87,27 @@ def train(
 
     The candidates are running averages of the weights over the last part of the training.
     """
-    draw, optimizer = np.random.default_rng(recipe.seed + 1), optimizer_of(model, recipe)
+    draw, optimizer = np.random.default_rng(recipe.seed + 1), training.adamw(model, recipe.rate, recipe.weight_decay)
     averaged: dict[str, Tensor] = {}
     best_score, best = -1.0, model
     looks = max(1, round(recipe.steps * recipe.judged))
-    normalise(model, torch.cat([next(source)[0] for _ in range(NORMALISED_BY)]))
+    training.normalise(model, torch.cat([next(source)[0] for _ in range(NORMALISED_BY)]), FRONT_END.stack)
     for step in range(1, recipe.steps + 1):
         for group in optimizer.param_groups:
-            group["lr"] = rate_at(step / recipe.steps, recipe)
+            group["lr"] = training.rate_at(step / recipe.steps, recipe.rate, recipe.warm_up)
         x, labels = next(source)
-        loss = loss_of(model.train(), masked(x, model.center, recipe, draw), labels, recipe)
+        x = training.masked(x, model.center, FRONT_END.stack, recipe, draw)
+        loss = loss_of(model.train(), x, labels, recipe)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step >= recipe.average_from * recipe.steps:
-            averaged = blended(averaged, model, recipe.average_decay)
+            averaged = training.blended(averaged, model, recipe.average_decay)
         if step % looks == 0 or step == recipe.steps:
-            candidate = with_weights(model, averaged or model.state_dict())
+            candidate = training.with_weights(model, averaged or model.state_dict())
             score = judge(candidate)
             report(f"step {step:5} of {recipe.steps}  loss {loss.item():.3f}  validation {score:.4f}")
             if averaged and score >= best_score:
                 best_score, best = score, candidate
     return best
-
-
-def blended(averaged: dict[str, Tensor], model: nn.Module, decay: float) -> dict[str, Tensor]:
-    """The running average of the weights, one step on; starts at the weights themselves."""
-    weights = model.state_dict()
-    if not averaged:
-        return {key: value.clone() for key, value in weights.items()}
-    return {key: averaged[key].lerp(value, 1.0 - decay) for key, value in weights.items()}
-
-
-def with_weights(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-    """A copy of the model that holds other weights, to be judged."""
-    twin = copy.deepcopy(model)
-    twin.load_state_dict(weights)
-    return twin.eval()

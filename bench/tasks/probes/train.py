@@ -7,7 +7,6 @@ choose.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bench import training
 from bench.tasks.probes import data
 from edgemem.module import StreamingModule
 from edgemem.tasks import probes
@@ -49,13 +49,6 @@ RECIPES = {
 }
 
 
-def rate_at(share: float, peak: float, warm_up: float) -> float:
-    """Learning rate at `share` 0..1 of the training: linear warm-up, then half a cosine."""
-    if share < warm_up:
-        return peak * share / warm_up
-    return peak * 0.5 * (1.0 + math.cos(math.pi * (share - warm_up) / (1.0 - warm_up)))
-
-
 def loss_of(y: Tensor, episodes: Episodes) -> Tensor:
     """Cross-entropy of the answers that are asked for, or the squared error of the predictions that count."""
     targets = torch.from_numpy(episodes.targets)
@@ -76,14 +69,6 @@ def whole(module: StreamingModule) -> probes.Answer:
     return answer
 
 
-def optimizer_of(module: StreamingModule, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW; biases, norms and decay rates do not decay."""
-    matrices = [p for p in module.parameters() if p.dim() == 2]
-    others = [p for p in module.parameters() if p.dim() != 2]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.rates[0], betas=(0.9, 0.98))
-
-
 def train(
     module: StreamingModule, name: str, recipe: Recipe, report: Callable[[str], None] = print
 ) -> tuple[StreamingModule, dict[str, float]]:
@@ -100,12 +85,13 @@ def train_at(
     module: StreamingModule, name: str, recipe: Recipe, rate: float, report: Callable[[str], None]
 ) -> tuple[StreamingModule, dict[str, float]]:
     """`train` at one peak rate."""
-    optimizer, wanted, valid = optimizer_of(module, recipe), probes.probe(name), data.validation(name)
+    optimizer = training.adamw(module, rate, recipe.weight_decay, lambda p: p.dim() == 2)  # nor decay rates
+    wanted, valid = probes.probe(name), data.validation(name)
     best, best_score, step = module, -1.0, 0
     looks = max(1, recipe.steps // recipe.looks)
     for step, episodes in enumerate(data.training(name, recipe.seed, recipe.batch, recipe.steps), 1):
         for group in optimizer.param_groups:
-            group["lr"] = rate_at(step / recipe.steps, rate, recipe.warm_up)
+            group["lr"] = training.rate_at(step / recipe.steps, rate, recipe.warm_up)
         loss = loss_of(module.train()(torch.from_numpy(episodes.x)), episodes)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bench.tasks.kws import train as shared
+from bench import training
 from bench.tasks.words.compose import FRONT_END, Array
 from edgemem.models.folding import ASRConfig, SpeechFolding
 
@@ -58,23 +58,6 @@ def loss_of(model: SpeechFolding, x: Tensor, words: Tensor) -> Tensor:
     return losses.sum() / spoken.sum()
 
 
-def masked(x: Tensor, fill: Tensor, recipe: Recipe, draw: np.random.Generator) -> Tensor:
-    """SpecAugment: some rows and some mel bands of x [batch, rows, width] replaced by `fill` [width]."""
-    batch, rows, width = x.shape
-    bands = width // FRONT_END.stack
-    keep_rows = shared.unmasked(batch, rows, recipe.time_masks, recipe.time_mask_rows, draw)
-    keep_bands = shared.unmasked(batch, bands, recipe.band_masks, recipe.band_mask_bands, draw)
-    kept = keep_rows[:, :, None] & np.tile(keep_bands, FRONT_END.stack)[:, None, :]
-    return torch.where(torch.from_numpy(kept), x, fill)
-
-
-def normalise(model: SpeechFolding, x: Tensor) -> None:
-    """Set the model's `center` and `scale` from features x [batch, rows, width], alike for stacked frames."""
-    bands = x.reshape(-1, FRONT_END.stack, FRONT_END.mels).flatten(0, 1)
-    model.center.copy_(bands.mean(dim=0).repeat(FRONT_END.stack))
-    model.scale.copy_((1.0 / bands.std(dim=0)).repeat(FRONT_END.stack))
-
-
 def optimizers_of(model: SpeechFolding, recipe: Recipe) -> tuple[torch.optim.Optimizer, ...]:
     """Muon for the encoder's matrices, AdamW for all else: in the few steps there are, AdamW alone learns far less."""
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and name.endswith("weight")]
@@ -111,16 +94,16 @@ def train(
     torch.manual_seed(recipe.seed)
     model = gentle(SpeechFolding(config), recipe.branches)
     draw, optimizers = np.random.default_rng([recipe.seed, 3]), optimizers_of(model, recipe)
-    normalise(model, torch.cat([torch.from_numpy(next(long)[0]) for _ in range(8)]))
+    training.normalise(model, torch.cat([torch.from_numpy(next(long)[0]) for _ in range(8)]), FRONT_END.stack)
     averaged: dict[str, Tensor] = {}
     course: list[dict[str, float]] = []
     steps, begin = recipe.all_steps, time.process_time()
     looks = max(1, round(steps * recipe.judged))
     for step in range(1, steps + 1):
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = shared.rate_at(step / steps, recipe)
+            group["lr"] = training.rate_at(step / steps, recipe.rate, recipe.warm_up)
         features, words = next(short if step <= recipe.short_steps else long)
-        x = masked(torch.from_numpy(features), model.center, recipe, draw)
+        x = training.masked(torch.from_numpy(features), model.center, FRONT_END.stack, recipe, draw)
         loss = loss_of(model.train(), x, torch.from_numpy(words))
         model.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -128,10 +111,10 @@ def train(
         for optimizer in optimizers:
             optimizer.step()
         if step >= recipe.average_from * steps:
-            averaged = shared.blended(averaged, model, recipe.average_decay)
+            averaged = training.blended(averaged, model, recipe.average_decay)
         if step % looks == 0 or step == steps:
-            score = judge(shared.with_weights(model, averaged or model.state_dict()))
+            score = judge(training.with_weights(model, averaged or model.state_dict()))
             minutes = (time.process_time() - begin) / 60
             course.append({"step": step, "loss": loss.item(), "validation": score, "cpu_minutes": minutes})
             report(f"step {step:5} of {steps}  loss {loss.item():.3f}  validation {score:.4f}  {minutes:.1f} min")
-    return shared.with_weights(model, averaged), course
+    return training.with_weights(model, averaged), course
