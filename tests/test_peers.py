@@ -69,7 +69,7 @@ def test_a_quantized_file_has_no_torch_module_for_litert(model: Path, here: Path
 
     (here / "peers" / "onnxruntime").rename(here / "peers" / "litert")
     (here / "peers" / "litert" / peers.NOTE).write_text(peers.PACKAGES["litert"])
-    quantize(model, tmp_path / "q.onnx", "w8", steps=16)
+    quantize(model, tmp_path / "q.onnx", "w8", smallest=8, steps=16)
     found = measure([tmp_path / "q.onnx"], [], rounds=1, against=["litert"])
     (skipped,) = found["skipped"]
     assert "a quantized file has none" in skipped["reason"] and found["rows"] == []
