@@ -17,6 +17,7 @@ precede the stream and are dropped, and steps with `valid` = 0 push the last one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -123,6 +124,12 @@ def declared_states(module: nn.Module) -> dict[str, StateTensor]:
                 raise ConfigError(f"state {name} is declared twice; give each state of a module its own name")
             found[name] = tensor
     return found
+
+
+def state_bytes(module: nn.Module) -> int:
+    """Bytes of all states of one stream, as the module declares them."""
+    states = declared_states(module).values()
+    return sum(math.prod(state.shape) * getattr(torch, state.dtype).itemsize for state in states)
 
 
 def start_state(module: nn.Module, batch: int = 1) -> State:

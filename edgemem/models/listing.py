@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
-
-import numpy as np
 
 from edgemem.models import specs
 
@@ -15,14 +12,13 @@ def listing() -> list[dict[str, Any]]:
     """One JSON-able row per model, at its default configuration; state bytes are of one stream."""
     import torch
 
-    from edgemem.module import declared_states
+    from edgemem.module import state_bytes
 
     rows = []
     for spec in specs().values():
         config = spec.config()
         with torch.device("meta"):
             module = spec.build(config)
-        states = declared_states(module).values()
         rows.append(
             {
                 "name": spec.name,
@@ -30,7 +26,7 @@ def listing() -> list[dict[str, Any]]:
                 "paper": spec.paper,
                 "summary": spec.summary,
                 "parameters": sum(parameter.numel() for parameter in module.parameters()),
-                "state_bytes": sum(math.prod(s.shape) * np.dtype(s.dtype).itemsize for s in states),
+                "state_bytes": state_bytes(module),
                 "chunk_unit": module.unit,
                 "trained": bool(spec.trained()),
                 "config": dataclasses.asdict(config),

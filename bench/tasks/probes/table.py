@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from edgemem.models import build_model
 from edgemem.models.probes import FoldingProbeConfig
-from edgemem.module import declared_states, scan, segment_length
+from edgemem.module import scan, segment_length, state_bytes
 from edgemem.tasks import probes
 from edgemem.tasks.episodes import Array
 
@@ -38,11 +36,10 @@ def measured(
     """A model's scores on the probe `name`; `built` goes to `build_model` (a seed, a checkpoint)."""
     module, _ = build_model(model, {"probe": name}, **built)
     found = probes.judged(probes.probe(name), stepwise(module), limit, longest=longest)
-    states = declared_states(module).values()
     return {
         **found,
         "parameters": sum(p.numel() for p in module.parameters()),
-        "state_bytes": sum(math.prod(s.shape) * np.dtype(s.dtype).itemsize for s in states),
+        "state_bytes": state_bytes(module),
     }
 
 
