@@ -40,6 +40,11 @@ def unwritten(shape: Sequence[int], dtype: str) -> Array:
     return aligned(np.full(shape, np.nan if kind.kind == "f" else np.iinfo(kind).max, kind))
 
 
+def halves(shares: int | None) -> list[tuple[int, ...]]:
+    """First and last of each of two parts of a kernel that threads may share, the second part first; () of others."""
+    return [()] if shares is None else [(shares // 2, shares), (0, shares // 2)]
+
+
 class Library:
     """Lowered kernels by symbol, as machine code."""
 
@@ -56,7 +61,9 @@ class Library:
     def __call__(self, symbol: str, reads: Sequence[Array], writes: Sequence[Array]) -> None:
         work = [aligned(np.full(size, 255, np.uint8)) for size in self.kernels[symbol].work_bytes]
         held = [*map(aligned, reads), *writes, *work]
-        self.handle[symbol](*(ctypes.c_void_p(array.ctypes.data) for array in held))
+        pointers = [ctypes.c_void_p(array.ctypes.data) for array in held]
+        for share in halves(self.kernels[symbol].shares):
+            self.handle[symbol](*pointers, *share)
 
 
 def run_tensors(folder: Path, tensors: list[Any], arrays: list[Array], target: Machine = HOST) -> tuple[Array, str]:
