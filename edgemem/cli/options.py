@@ -67,10 +67,11 @@ def stdout() -> Console:
 
 
 def stderr() -> Console:
-    """Where progress and logs go."""
+    """Where progress and logs go; as wide as `stdout`."""
     from rich.console import Console
 
-    return Console(stderr=True)
+    console = Console(stderr=True)
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(stderr=True, width=PIPE_COLUMNS)
 
 
 def progress_bar() -> Progress:
