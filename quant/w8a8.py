@@ -211,7 +211,7 @@ def operand(plan: Plan, node: ir.Node, index: int, weights: dict[str, Weight]) -
         calibrator = CALIBRATORS[str(plan.job.settings["calibrator"])]
         low, high = calibrator(seen.values, seen.low, seen.high) if seen.low <= seen.high else (0.0, 0.0)
     scale, zero = affine(low, high) if index == 0 else symmetric(low, high)
-    made, step = round_trip(plan.job.model, value, f"{value.name}.{'u8' if index == 0 else 'i8'}", scale, zero, node)
+    made, step = round_trip(plan.job.model, value, f"{value.name}.{'u8' if index == 0 else 'i8'}", scale, zero)
     node.replace_input_with(index, made)
     return step
 
@@ -339,12 +339,11 @@ def between(plan: Plan, value: ir.Value) -> None:
     """Round a tensor to int16 where it is made."""
     model, name = plan.job.model, str(value.name)
     uses = list(value.uses())
-    node = value.producer()
     zero = np.zeros((), np.int16)
     if value.is_graph_output():
         output = next(i for i, v in enumerate(model.graph.outputs) if v is value)
         value.name = graph.unused(model, f"{name}.exact")
-    made, _ = round_trip(model, value, f"{name}.i16", plan.groups[name].scale, zero, None if node is None else node)
+    made, _ = round_trip(model, value, f"{name}.i16", plan.groups[name].scale, zero)
     for reader, index in uses:
         reader.replace_input_with(index, made)
     if value.is_graph_output():
@@ -353,7 +352,7 @@ def between(plan: Plan, value: ir.Value) -> None:
 
 
 def round_trip(
-    model: ir.Model, value: ir.Value, name: str, scale: np.float32, zero: Array, node: ir.Node | None
+    model: ir.Model, value: ir.Value, name: str, scale: np.float32, zero: Array
 ) -> tuple[ir.Value, ir.Value]:
     """DequantizeLinear(QuantizeLinear(value)), the same one for every reader; returns it and its scale."""
     for reader, _ in value.uses():

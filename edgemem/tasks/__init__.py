@@ -14,7 +14,7 @@ A name joins by one line in `TASKS`; a model fits or is refused with a sentence.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -69,6 +69,16 @@ def task(name: str) -> Task:
     if name not in TASKS:
         raise UsageError(f"unknown task {name!r}{nearest(name, TASKS)}; there are {', '.join(TASKS)}")
     return cast(Task, importlib.import_module(f"edgemem.tasks.{name}"))
+
+
+def speech_refusal(contract: Contract, labels: Sequence[str], wanted: str) -> str | None:
+    """What a task on speech wants and the model of this contract has not: audio in, logits of just `labels` out."""
+    source, output = contract.inputs[0], contract.outputs[0]
+    if source.frontend is None:
+        return f"{wanted}, it takes {source.name} {source.dtype}{list(source.shape[2:])} without an audio front end"
+    if output.labels is None or set(output.labels) != set(labels):
+        return f"{wanted}, its labels are {', '.join(output.labels or ('none',))[:80]}"
+    return None
 
 
 def quiet(share: float) -> None:

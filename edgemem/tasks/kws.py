@@ -15,7 +15,7 @@ import numpy as np
 
 from edgemem.audio import PCM16_FULL_SCALE
 from edgemem.errors import InputError, UsageError
-from edgemem.tasks import Score, Tick, quiet
+from edgemem.tasks import Score, Tick, quiet, speech_refusal
 
 if TYPE_CHECKING:
     from edgemem.contract import Contract
@@ -143,12 +143,7 @@ def excerpt() -> tuple[Array, Array]:
 def refusal(contract: Contract) -> str | None:
     """What keyword spotting wants and the model of this contract has not."""
     wanted = f"16 kHz audio in and logits of the labels {', '.join(LABELS)} out were wanted"
-    source, output = contract.inputs[0], contract.outputs[0]
-    if source.frontend is None:
-        return f"{wanted}, it takes {source.name} {source.dtype}{list(source.shape[2:])} without an audio front end"
-    if output.labels is None or set(output.labels) != set(LABELS):
-        return f"{wanted}, its labels are {', '.join(output.labels or ('none',))[:80]}"
-    return None
+    return speech_refusal(contract, LABELS, wanted)
 
 
 def evaluate(program: Program, limit: int | None = None, tick: Tick = quiet) -> Score:

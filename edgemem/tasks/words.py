@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgemem.errors import InputError
-from edgemem.tasks import Score, Tick, quiet
+from edgemem.tasks import Score, Tick, quiet, speech_refusal
 
 if TYPE_CHECKING:
     from edgemem.contract import Contract
@@ -122,12 +122,7 @@ def excerpt() -> list[tuple[Array, tuple[str, ...]]]:
 def refusal(contract: Contract) -> str | None:
     """What word recognition wants and the model of this contract has not."""
     wanted = f"16 kHz audio in and logits of {BLANK} and the words {', '.join(LABELS[1:])} out were wanted"
-    source, output = contract.inputs[0], contract.outputs[0]
-    if source.frontend is None:
-        return f"{wanted}, it takes {source.name} {source.dtype}{list(source.shape[2:])} without an audio front end"
-    if output.labels is None or set(output.labels) != set(LABELS):
-        return f"{wanted}, its labels are {', '.join(output.labels or ('none',))[:80]}"
-    return None
+    return speech_refusal(contract, LABELS, wanted)
 
 
 def evaluate(program: Program, limit: int | None = None, tick: Tick = quiet) -> Score:

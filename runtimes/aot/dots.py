@@ -16,10 +16,10 @@ from typing import Any
 
 from tvm import tirx
 from tvm.ir import Call
-from tvm.ir.op import register_op_attr
+
+from edgemem.runtimes.aot.mathops import register_operator
 
 Expr = Any
-PURE = 1  # TCallEffectKind: no side effects
 PORTABLE, PAIRS, VNNI, SMLAD, SDOT = "portable", "pairs", "vnni", "smlad", "sdot"
 INTRINSICS = {  # by kind: LLVM's name, and how many 32-bit lanes it takes
     VNNI: ("llvm.x86.avx512.vpdpbusd.512", 16),
@@ -127,11 +127,7 @@ def register() -> None:
     """Make the operators known to TVM."""
     rules = {PORTABLE: portable, PAIRS: pairs, SMLAD: smlad, **{kind: intrinsic(kind) for kind in INTRINSICS}}
     for kind, rule in rules.items():
-        operator = f"tirx.edgemem_dot_{kind}"
-        register_op_attr(operator, "TCallEffectKind", PURE)
-        register_op_attr(operator, "TVectorizable", True)
-        register_op_attr(operator, "TScriptPrinterName", f"edgemem_dot_{kind}")
-        register_op_attr(operator, "default.FLowerIntrinsic", rule)
+        register_operator(f"dot_{kind}", rule)
 
 
 register()

@@ -10,6 +10,7 @@ parameters that name one buffer (a state updated in place) become one pointer, s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,6 @@ from typing import Any
 from edgemem.runtimes.aot.machine import Machine
 
 STACK_BYTES = 2048  # of one buffer inside a kernel
-WORK_ALIGNMENT = 64
 SHARED = "edgemem.shared"  # of a loop whose turns threads may share
 
 
@@ -141,8 +141,6 @@ def pointer(buffer: Any) -> Any:
 
 def nbytes(buffer: Any) -> int:
     """Bytes of a buffer of constant shape."""
-    import math
-
     from tvm import DataType
 
     kind = DataType(str(buffer.ty.dtype))

@@ -127,11 +127,16 @@ LOWERED = {
 def register() -> None:
     """Make the operators known to TVM; nothing that TVM has of its own changes."""
     for name, lowering in LOWERED.items():
-        operator = f"tirx.edgemem_{name}"
-        register_op_attr(operator, "TCallEffectKind", PURE)
-        register_op_attr(operator, "TVectorizable", True)
-        register_op_attr(operator, "TScriptPrinterName", f"edgemem_{name}")
-        register_op_attr(operator, "default.FLowerIntrinsic", lowering)
+        register_operator(name, lowering)
+
+
+def register_operator(name: str, lowering: Callable[[Any], Any]) -> None:
+    """Make `tirx.edgemem_NAME` known to TVM, an element-wise operator that becomes what `lowering` says."""
+    operator = f"tirx.edgemem_{name}"
+    register_op_attr(operator, "TCallEffectKind", PURE)
+    register_op_attr(operator, "TVectorizable", True)
+    register_op_attr(operator, "TScriptPrinterName", f"edgemem_{name}")
+    register_op_attr(operator, "default.FLowerIntrinsic", lowering)
 
 
 register()
