@@ -63,6 +63,7 @@ class Program(ABC):
     contract: Contract
     integer = False  # whether a step runs in integers and rounds where onnxruntime, in float, does not
     weight_bytes: int  # of the weights as they are stored, shared by all streams
+    origin: Path | None = None  # the file or folder that it was loaded from
 
     @abstractmethod
     def new_state(self) -> StateBlock:
@@ -101,4 +102,5 @@ def load(path: str | Path, runtime: str | None = None, **options: Any) -> Progra
     if runtime not in RUNTIMES:
         raise UsageError(f"unknown runtime {runtime!r}; there are {', '.join(RUNTIMES)}")
     program: Program = importlib.import_module(f"edgemem.runtimes.{runtime}").prepare(Path(path), **options)
+    program.origin = Path(path)
     return program

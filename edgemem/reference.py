@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from edgemem import module as streaming
-from edgemem.errors import ConfigError, ContractError
+from edgemem.errors import ConfigError, ContractError, MissingDependency
 from edgemem.program import Array, Program, StateBlock
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     from edgemem.contract import Contract
     from edgemem.modelfile import ModelFile
+
+
+HUGGING_FACE = "huggingface"  # the family of models that `edgemem export --hf` wrote
 
 
 class TorchState(StateBlock):
@@ -63,14 +67,18 @@ class TorchProgram(Program):
 def rebuilt(model: ModelFile, tensors: Mapping[str, Array]) -> TorchProgram:
     """The torch program of a model file: the zoo's module at the contract's configuration, with `tensors` as weights.
 
+    A Hugging Face model is built by transformers.
+
     Raises:
-        ConfigError: the contract's model is not one of the zoo, so there is no torch form to rebuild.
+        ConfigError: the contract's model is not one of these, so there is no torch form to rebuild.
         ContractError: the contract's configuration or weights do not fit the zoo's model.
     """
     from edgemem.errors import CheckpointError
     from edgemem.models import configured, load_tensors, spec, specs
 
     facts = model.contract.model
+    if facts.family == HUGGING_FACE:
+        return TorchProgram(hugging_face(model, tensors), model.contract)
     if facts.name not in specs():
         raise ConfigError(
             f"{model.path} holds {facts.name!r}, which is not a model of the zoo and cannot be rebuilt from the file; "
@@ -84,3 +92,20 @@ def rebuilt(model: ModelFile, tensors: Mapping[str, Array]) -> TorchProgram:
     except (ConfigError, CheckpointError) as error:
         raise ContractError(f"contract field model: {error}") from error
     return TorchProgram(module, model.contract)
+
+
+def hugging_face(model: ModelFile, tensors: Mapping[str, Array]) -> nn.Module:
+    """The streaming module of an exported Hugging Face model.
+
+    Raises:
+        ContractError: configuration and weights do not go together.
+        MissingDependency: transformers is not installed.
+    """
+    try:
+        rebuild = importlib.import_module("edgemem.export.hf.rebuild")
+    except ModuleNotFoundError as error:
+        raise MissingDependency(
+            f"the torch form of {model.path} needs {error.name}; install it with: pip install 'edgemem[export,hf]'"
+        ) from error
+    module: nn.Module = rebuild.module_of(model.contract, tensors, str(model.path))
+    return module

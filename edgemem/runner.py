@@ -2,7 +2,7 @@
 
 .wav .flac .ogg      audio models, through the front end in their contract
 .npy                 an array [time, *features] of what the model's input takes
-.txt or any other    text, for models whose tokens are bytes
+.txt or any other    text, for models whose tokens are bytes or have a tokenizer
 -                    standard input: raw 16-bit PCM at the front end's rate, or text
 mic                  the microphone, until Ctrl-C
 """
@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from edgemem.errors import InputError, UsageError
+from edgemem.generate import Decoder
 from edgemem.inputs import Inputs
 from edgemem.tasks.kws import QUIET, Detector
 from edgemem.tasks.words import BLANK
+from edgemem.tokenizer import TokenDecoder, text_of, tokenizer_of
 
 if TYPE_CHECKING:
     from edgemem.stream import Rows, Stream
@@ -150,10 +152,14 @@ def tokens(stream: Stream, text: bytes) -> Array:
 
     Raises:
         InputError: the model has no text encoding and the text is not whole numbers.
+        ContractError: the model's tokenizer is missing or altered.
     """
     port = stream.contract.inputs[0]
     if port.encoding == "bytes":
         return np.frombuffer(text, np.uint8)
+    tokenizer = tokenizer_of(stream.contract, stream.program.origin)
+    if tokenizer is not None:
+        return tokenizer.encode(text_of(text), first=stream.position == 0)
     try:
         return np.array([int(word) for word in text.split()], dtype=np.int64)
     except (ValueError, OverflowError) as error:
@@ -161,6 +167,18 @@ def tokens(stream: Stream, text: bytes) -> Array:
             f"{stream.contract.model.name} has no text encoding, so its tokens are read as whole numbers "
             f"separated by spaces; {text[:20]!r} came"
         ) from error
+
+
+def decoder(stream: Stream) -> Decoder | TokenDecoder:
+    """What turns the model's tokens into text."""
+    tokenizer = tokenizer_of(stream.contract, stream.program.origin)
+    return Decoder(stream.contract.inputs[0].encoding) if tokenizer is None else TokenDecoder(tokenizer)
+
+
+def end_tokens(stream: Stream) -> frozenset[int]:
+    """Tokens after which a text is over, where the model knows such."""
+    found = stream.contract.model.config.get("end_tokens")
+    return frozenset(token for token in found if isinstance(token, int)) if isinstance(found, list) else frozenset()
 
 
 def described(stream: Stream, pairs: Iterable[tuple[Rows, Array | None]], every_row: bool) -> Iterator[dict[str, Any]]:

@@ -58,8 +58,16 @@ def export_model(
 
     check_output(Path(path), None if checkpoint is None else Path(checkpoint))
     module, facts = build_model(name, settings, seed, checkpoint)
-    limits = {"external_from": external_from, "certified_steps": certified_steps}
-    return to_onnx(module, None, path, chunk=chunk, batch=batch, facts=facts, **limits)
+    return to_onnx(
+        module,
+        None,
+        path,
+        chunk=chunk,
+        batch=batch,
+        facts=facts,
+        external_from=external_from,
+        certified_steps=certified_steps,
+    )
 
 
 def to_onnx(
@@ -70,6 +78,7 @@ def to_onnx(
     chunk: int = 1,
     batch: int = 1,
     facts: Mapping[str, object] | None = None,
+    attached: Mapping[str, str] | None = None,
     external_from: int = EXTERNAL_FROM,
     certified_steps: int = CERTIFIED_STEPS,
 ) -> Contract:
@@ -79,7 +88,7 @@ def to_onnx(
     only its shape after the time axis and its dtype count. Modules that declare `inputs` and `outputs` need none. The
     file is compared with the module over `certified_steps` steps before it takes its name. Weights of `external_from`
     bytes or more lie in `NAME.data` beside it. `facts` are what the contract says of the model: family, name, config,
-    source.
+    source. `attached` texts travel in the file's metadata.
 
     Raises:
         UsageError: `path` cannot be written to.
@@ -94,7 +103,8 @@ def to_onnx(
     was_training = module.training
     module.eval()
     try:
-        return exported(module, example, path, chunk, batch, dict(facts or {}), external_from, certified_steps)
+        facts, attached = dict(facts or {}), dict(attached or {})
+        return exported(module, example, path, chunk, batch, facts, attached, external_from, certified_steps)
     finally:
         module.train(was_training)
 
@@ -106,6 +116,7 @@ def exported(
     chunk: int,
     batch: int,
     facts: dict[str, Any],
+    attached: dict[str, str],
     limit: int,
     steps: int,
 ) -> Contract:
@@ -126,6 +137,7 @@ def exported(
     preflight.check_causality(module, signature, x)
     parameters = {name: tensor.detach() for name, tensor in module.state_dict().items()}
     model = graph.step_graph(program, signature, list(parameters))
+    model.metadata_props.update(attached)
     starts = stored_starts(module, states)
     graph.add_starts(model, starts)
     present = {name.removesuffix(".T") for name in model.graph.initializers}

@@ -187,7 +187,7 @@ def write_text(
     from edgemem import generate, runner
 
     rng = np.random.default_rng(seed)
-    decoder = generate.Decoder(stream.contract.inputs[0].encoding)
+    decoder, ends = runner.decoder(stream), runner.end_tokens(stream)
     said = ""
     prompt = runner.tokens(stream, text.encode("utf-8", "surrogateescape"))
     tokens = runner.generated(stream, prompt, count, lambda z: generate.sample(z, rng, temperature, top_k))
@@ -202,7 +202,7 @@ def write_text(
         else:
             click.echo(piece, nl=False)
         sys.stdout.flush()
-        if stop and stop in said:
+        if token in ends or (stop and stop in said):
             break
     if not as_json:
         click.echo(decoder.flush())

@@ -87,23 +87,27 @@ def spec(name: str) -> ModelSpec:
 
 
 def configured(model: ModelSpec, settings: Mapping[str, object]) -> Any:
-    """The model's configuration with `settings` in place of defaults; strings are parsed by the field's type.
+    """The model's configuration with `settings` in place of defaults; see `configuration`."""
+    return configuration(model.name, model.config, settings)
+
+
+def configuration(name: str, kind: type, settings: Mapping[str, object]) -> Any:
+    """A frozen dataclass `kind` with `settings` in place of defaults; strings are parsed by the field's type.
 
     Raises:
         ConfigError: an unknown key (the nearest is suggested), a value of the wrong type or out of range.
     """
-    fields = {field.name: field for field in dataclasses.fields(model.config)}
+    fields = {field.name: field for field in dataclasses.fields(kind)}
     values: dict[str, object] = {}
     for key, value in settings.items():
         if key not in fields:
-            raise ConfigError(
-                f"{model.name} has no setting {key!r}{nearest(key, fields)}; it has {', '.join(sorted(fields))}"
-            )
-        values[key] = parsed(model.name, key, value, type(fields[key].default))
+            has = f"it has {', '.join(sorted(fields))}" if fields else "it has none"
+            raise ConfigError(f"{name} has no setting {key!r}{nearest(key, fields)}; {has}")
+        values[key] = parsed(name, key, value, type(fields[key].default))
     try:
-        return model.config(**values)
+        return kind(**values)
     except ConfigError as error:
-        raise ConfigError(f"{model.name}: {error}") from error
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def parsed(model: str, key: str, value: object, kind: type) -> object:

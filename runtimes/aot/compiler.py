@@ -7,6 +7,7 @@ NAME.so NAME.a          the same linked
 NAME_team.h NAME_team.c the step on several threads
 NAME.pc -config.cmake   how pkg-config and CMake find them
 NAME_frontend.h         of a model of sound, with edgemem_frontend.h and .c: features from samples
+tokenizer.json          of a model of text that has one
 manifest.json           contract, digests, compilers, sizes, memory plan, the PrimFunc behind each kernel
 """
 
@@ -22,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgemem import __version__, modelfile
+from edgemem import __version__, modelfile, tokenizer
 from edgemem import contract as contracts
 from edgemem.boards import Board
 from edgemem.digests import canonical
@@ -163,6 +164,7 @@ def compile_model(
     with tempfile.TemporaryDirectory(prefix=".edgemem-", dir=existing_parent(target_folder)) as folder:
         progress("generating code")
         build(Path(folder), program.source, program.blob, program.kernels, tools)
+        attach_tokenizer(Path(folder), program.model)
         manifest = manifest_of(Path(folder), program.model, board, program.source, program.kernels, tools)
         manifest["products"] = program.products
         write_manifest(Path(folder), manifest)
@@ -336,6 +338,13 @@ def build(folder: Path, source: emit_calls.Source, blob: bytes, kernels: AnyKern
     (folder / f"{n}-config.cmake").write_text(emit_package.cmake_config(source, sources[1:]))
     for leftover in (f"{n}.o", f"{n}_weights.o", f"{n}_team.o", "exports.map", "edgemem-run.c"):
         (folder / leftover).unlink()
+
+
+def attach_tokenizer(folder: Path, model: modelfile.ModelFile) -> None:
+    """The tokenizer of a model that has one, beside its program."""
+    text = tokenizer.attached(model.contract, model.path)
+    if text is not None:
+        (folder / tokenizer.FILE).write_text(text, encoding="utf-8")
 
 
 def front_end(folder: Path, source: emit_calls.Source) -> list[str]:

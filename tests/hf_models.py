@@ -1,0 +1,118 @@
+"""Small Hugging Face models with random weights, one of every architecture that streams, and what each must pass."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("transformers", reason="pip install 'edgemem[export,hf]'")
+
+from edgemem.export.hf import loading, registry
+from edgemem.export.hf.exporter import export_hf
+from edgemem.export.hf.stream import CausalStream
+from edgemem.models import configuration
+from edgemem.module import declared_states, scan, start_state
+from edgemem.verify import verify
+
+TOKENS, WARM = 240, 40
+CLOSE = 2e-5  # of the largest logit: float32 sums in another order, over 240 tokens
+VOCAB = 61
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "rwkv": {"hidden_size": 16, "attention_hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 20},
+}
+
+
+def fields(name: str, **changes: Any) -> dict[str, Any]:
+    """The config.json of a small model."""
+    return {"model_type": name.partition(":")[0], "vocab_size": VOCAB, **CONFIGS[name], **changes}
+
+
+def stream_of(name: str, **settings: object) -> CausalStream:
+    """A small model as a streaming module; its weights are spread wide enough for every part to matter."""
+    config = loading.configuration(fields(name), name)
+    with loading.quiet():
+        model = spread(loading.random_model(config, registry.TASK, seed=1).eval())
+    exporter = registry.config_of(config)
+    return exporter.stream(model, configuration(name, exporter.STREAM.settings_type, settings)).eval()
+
+
+def spread(model: Any) -> Any:
+    """Random weights of a matrix at the scale of its inputs, where the configuration starts it near zero."""
+    draw = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 2 and weight.std() < 0.1:
+                weight.copy_(torch.randn(weight.shape, generator=draw) * weight.shape[1] ** -0.5)
+    return model
+
+
+def tokens(time: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, VOCAB, (2, time), generator=torch.Generator().manual_seed(seed))
+
+
+def close(came: Tensor, wanted: Tensor) -> None:
+    """Equal but for rounding; `wanted` must be something to differ from."""
+    scale = float(wanted.abs().max())
+    assert scale > 0.1 and float(wanted.std()) > 0.01 * scale
+    assert float((came - wanted).abs().max()) <= CLOSE * scale
+
+
+def check_step_equals_forward(stream: CausalStream) -> None:
+    """Token by token as all at once, by transformers' own forward."""
+    x = tokens(TOKENS)
+    with torch.no_grad():
+        stepped, _ = scan(stream, x, sizes=[1])
+        close(stepped, stream(x))
+
+
+def check_cache_goes_on(stream: CausalStream, cache: Any) -> None:
+    """The model's own cache of the first tokens is the state of a stream that has seen them, and goes on."""
+    x = tokens(WARM + 20)
+    with torch.no_grad():
+        _, state = scan(stream, x[:, :WARM], sizes=[1])
+        known = stream.remembered(cache)
+        assert set(known) == set(state)
+        for name, value in known.items():
+            assert value.shape == state[name].shape, name
+            torch.testing.assert_close(value, state[name], rtol=1e-4, atol=1e-5, msg=name)
+        rest, _ = scan(stream, x[:, WARM:], known, sizes=[1])
+        close(rest, stream(x)[:, WARM:])
+
+
+def check_every_state_matters(stream: CausalStream) -> None:
+    """A change of any one state shows in the logits of the next tokens."""
+    x = tokens(6, seed=3)
+    with torch.no_grad():
+        _, warm = scan(stream, tokens(WARM), sizes=[1])
+        wanted, _ = scan(stream, x, warm, sizes=[1])
+        assert set(warm) == set(declared_states(stream)) == set(start_state(stream))
+        for name, value in warm.items():
+            changed = value + 1 if value.is_floating_point() else value + 3
+            came, _ = scan(stream, x, {**warm, name: changed}, sizes=[1])
+            assert float((came - wanted).abs().max()) > 1e-4, name
+
+
+def check_file(name: str, folder: Path, steps: int = 500, **settings: object) -> Path:
+    """Exported from a saved folder, and verified against torch rebuilt from the file."""
+    stream_of(name).model.save_pretrained(folder / "model")
+    path = folder / "m.onnx"
+    contract = export_hf(folder / "model", path, settings)
+    assert contract.model.source.kind == "checkpoint" and contract.chunk.unit == "token"
+    report = verify(path, steps)
+    assert report.ok, report
+    assert [stage.name for stage in report.stages] == ["weights", "torch", "ort", "ort reset"]
+    return path
+
+
+def saved(name: str, folder: Path, **changes: Any) -> Path:
+    """A folder with config.json and model.safetensors of a small model; `changes` go into the config.json."""
+    stream_of(name).model.save_pretrained(folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return folder
