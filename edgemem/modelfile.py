@@ -37,7 +37,7 @@ def open_model(path: str | Path) -> ModelFile:
     if contracts.KEY not in onnx.metadata:
         raise ContractError(
             f"{path} is ONNX without a contract (metadata {contracts.KEY}); "
-            "`edgemem export` writes one for a torch model"
+            "`edgemem export` writes one for a torch model, `edgemem adopt` for an ONNX file from elsewhere"
         )
     try:
         contract = contracts.decode(onnx.metadata[contracts.KEY])

@@ -25,8 +25,9 @@ from edgemem.inputs import Array, Inputs, Values
 from edgemem.snapshot import Position
 
 if TYPE_CHECKING:
-    from edgemem.audio import FrontEndStream
+    from edgemem.frontend import FrontEndStream
     from edgemem.program import Program
+    from edgemem.samplerows import SampleRowsStream
 
 
 @dataclass(frozen=True)
@@ -89,14 +90,14 @@ class Stream:
         }
         return Shortcut(np.dtype(port.dtype), bound.input, bound.run, views)
 
-    def _new_frontend(self) -> FrontEndStream | None:
+    def _new_frontend(self) -> FrontEndStream | SampleRowsStream | None:
         """What makes the input of audio, where the contract says how; of one stream, not of a batch."""
         facts = self._inputs.ports[0].frontend
         if facts is None or self.contract.batch > 1:
             return None
-        from edgemem.audio import FrontEnd
+        from edgemem.samplerows import front_end
 
-        frontend, port = FrontEnd.from_dict(facts), self._inputs.ports[0]
+        frontend, port = front_end(facts), self._inputs.ports[0]
         if (frontend.width,) != port.shape[2:]:
             raise ContractError(
                 f"contract field inputs.{port.name}.frontend: it makes rows of {frontend.width}, "
@@ -115,7 +116,7 @@ class Stream:
         return self._audio.frontend.sample_rate
 
     @property
-    def _audio(self) -> FrontEndStream:
+    def _audio(self) -> FrontEndStream | SampleRowsStream:
         if self._frontend is None:
             raise InputError(f"{self.contract.model.name} has no audio front end here; push its features instead")
         return self._frontend

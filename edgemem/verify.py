@@ -8,6 +8,8 @@
 
 The torch module is rebuilt from the contract's configuration and the file's initializers. A stage holds if and only
 if `max_abs_error` <= `tolerance`, which is 1e-5 of the largest reference value of the worst tensor, at least 1e-6.
+An adopted file is compared with the foreign file that it was made from, if that is given; without it, its other
+runtimes are compared with onnxruntime on the adopted file.
 A quantized file is compared with its parent under onnxruntime, and its other runtimes with onnxruntime on the file.
 Where a scheme rounds activations to 8 bits, two runtimes may round a number in the middle of two steps apart: there,
 every step starts from onnxruntime's state, and one step of int8 is allowed.
@@ -24,10 +26,12 @@ import numpy as np
 
 from edgemem.compare import Comparison
 from edgemem.errors import ConfigError, ContractError, MissingDependency, UsageError
+from edgemem.foreign import foreign_program
 from edgemem.modelfile import ModelFile, open_model
 from edgemem.narrow import as_parent
 from edgemem.program import Program, load
 from edgemem.trial import poisoned, random_inputs, trial
+from edgemem.weights import altered_tensors, stored_tensors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -121,6 +125,8 @@ def verify(
         raise UsageError(f"--steps must be at least 1, got {steps}")
     model = open_model(path)
     candidates = {name: load(path, runtime=name) for name in runtimes} | dict(programs or {})
+    if model.contract.quant.get("scheme", "none") == "none" and model.contract.model.source.kind == "foreign":
+        return verify_adopted(model, candidates, reference, steps, seed, tick)
     if model.contract.quant.get("scheme", "none") != "none":
         return verify_quantized(model, candidates, reference, steps, seed, tick)
     stages, base = references(model, reference, module)
@@ -130,6 +136,31 @@ def verify(
         stages.append(reset_stage(name, program))
     recorded = certificates(model)
     return Report((*recorded, *stages) if base is None else tuple(stages), recorded)
+
+
+def verify_adopted(
+    model: ModelFile,
+    candidates: Mapping[str, Program],
+    parent: Path | None,
+    steps: int,
+    seed: int,
+    tick: Callable[[], None],
+) -> Report:
+    """The stages of an adopted file: its weights, and its runtimes against the foreign file under onnxruntime.
+
+    Without the foreign file, that comparison is shown as it was recorded, and other runtimes are compared with
+    onnxruntime on the adopted file.
+
+    Raises:
+        ContractError: `parent` is not the file that was adopted.
+    """
+    stages, recorded = [weights_stage(model, altered_tensors(model, stored_tensors(model)))], certificates(model)
+    base = load(model.path) if parent is None else foreign_program(model, parent)
+    for name, program in candidates.items():
+        if parent is not None or program.runtime != base.runtime:
+            stages.append(compared(name, base, program, steps, seed, tick))
+        stages.append(reset_stage(name, program))
+    return Report((*recorded, *stages) if parent is None else tuple(stages), recorded)
 
 
 def certificates(model: ModelFile) -> tuple[Stage, ...]:
@@ -198,7 +229,6 @@ def references(model: ModelFile, parent: Path | None, module: nn.Module | None) 
     if parent is not None:
         return [], parent_program(model, parent)
     from edgemem.reference import TorchProgram, rebuilt
-    from edgemem.weights import altered_tensors, stored_tensors
 
     if module is not None:
         program = TorchProgram(module, model.contract)

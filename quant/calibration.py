@@ -216,9 +216,9 @@ def features(sound: Array, contract: Contract) -> Array:
     port = contract.inputs[0]
     if port.frontend is None:
         raise InputError(f"{contract.model.name} takes no sound; give its {port.name} as .npy [time, *features]")
-    from edgemem.audio import FrontEnd
+    from edgemem.samplerows import front_end
 
-    return FrontEnd.from_dict(port.frontend).stream().push(sound.astype(np.float32))
+    return front_end(port.frontend).stream().push(sound.astype(np.float32))
 
 
 def text(path: Path, port: InputFacts, contract: Contract) -> Array:

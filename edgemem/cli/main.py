@@ -18,6 +18,7 @@ from edgemem.errors import EdgememError
 COMMANDS = {
     "models": "List the models that edgemem builds by name.",
     "export": "Export a model to ONNX with its state under a contract.",
+    "adopt": "Give an ONNX file from elsewhere a contract, and a static step.",
     "inspect": "Show a model file: contract, sizes, cost per step.",
     "quantize": "Make a model file smaller, and say what that costs.",
     "compile": "Compile a model file to a C library for a board.",

@@ -351,11 +351,11 @@ def front_end(folder: Path, source: emit_calls.Source) -> list[str]:
     """The files that make a model's input of samples, where it takes sound; those of them that are to be compiled."""
     if not emit_audio.takes_sound(source.contract):
         return []
-    tables = emit_frontend.header(source.name, emit_audio.front_end(source.contract.inputs[0]))
-    (folder / f"{source.name}_frontend.h").write_text(tables)
-    for name in emit_frontend.SOURCES:
+    frontend = emit_audio.front_end(source.contract.inputs[0])
+    (folder / f"{source.name}_frontend.h").write_text(emit_frontend.header(source.name, frontend))
+    for name in emit_frontend.files(frontend):
         (folder / name).write_text(emit_frontend.source(name))
-    return [name for name in emit_frontend.SOURCES if name.endswith(".c")]
+    return [name for name in emit_frontend.files(frontend) if name.endswith(".c")]
 
 
 def manifest_of(

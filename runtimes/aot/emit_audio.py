@@ -7,9 +7,10 @@ precede a model with look-ahead, and with those that follow the last sample.
 from __future__ import annotations
 
 from edgemem.contract import Contract, InputFacts
-from edgemem.frontend import FrontEnd
 from edgemem.runtimes.aot.emit import C_TYPES
 from edgemem.runtimes.aot.emit_calls import Source, identifier
+from edgemem.samplerows import AnyFrontEnd, SampleRows
+from edgemem.samplerows import front_end as described
 
 BLOCK_SAMPLES = 320
 
@@ -19,14 +20,15 @@ def takes_sound(contract: Contract) -> bool:
     return contract.inputs[0].frontend is not None and contract.batch == 1
 
 
-def front_end(port: InputFacts) -> FrontEnd:
+def front_end(port: InputFacts) -> AnyFrontEnd:
     assert port.frontend is not None
-    return FrontEnd.from_dict(port.frontend)
+    return described(port.frontend)
 
 
 def functions(source: Source) -> str:
     """C text: `run_sound`, which streams until standard input ends."""
     n, big, contract = source.name, source.name.upper(), source.contract
+    made_by = "edgemem_rows" if isinstance(front_end(contract.inputs[0]), SampleRows) else "edgemem_frontend"
     features, valid = contract.inputs[0], contract.valid_input
     set_valid = "(void)real;"
     if valid is not None:
@@ -83,11 +85,11 @@ static int run_sound(const {n}_inputs *inputs, const {n}_outputs *outputs, unsig
     static unsigned char bytes[2 * {BLOCK_SAMPLES}];
     static int16_t block[{BLOCK_SAMPLES}];
     float *rows = (float *)(void *)(uintptr_t)inputs->{identifier(features.name)};
-    edgemem_frontend_stream sound;
+    {made_by}_stream sound;
     place p = {{0, 0, 0}};
     size_t left = 0, count;
     int code = 0;
-    edgemem_frontend_reset(&{n}_frontend, &sound, room);
+    {made_by}_reset(&{n}_frontend, &sound, room);
     while ((count = fread(bytes, 1, sizeof bytes, stdin)) > 0) {{
         const int16_t *samples = block;
         size_t i;
@@ -100,7 +102,7 @@ static int run_sound(const {n}_inputs *inputs, const {n}_outputs *outputs, unsig
             const int value = bytes[2 * i] + 256 * bytes[2 * i + 1];
             block[i] = (int16_t)(value < 32768 ? value : value - 65536);
         }}
-        while (edgemem_frontend_push(&{n}_frontend, &sound, &samples, &count, rows + left * {big}_FRONTEND_WIDTH)) {{
+        while ({made_by}_push(&{n}_frontend, &sound, &samples, &count, rows + left * {big}_FRONTEND_WIDTH)) {{
             if (++left < FRAMES) continue;
             left = 0;
             code = sound_step(inputs, outputs, state, arena, &p, FRAMES);

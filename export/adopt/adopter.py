@@ -1,0 +1,238 @@
+"""From a foreign ONNX file to one with a contract: decided, rewritten, proved, and only then written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from edgemem import __version__, modelfile
+from edgemem.contract import Certificate, Contract
+from edgemem.errors import ExportError, UsageError
+from edgemem.export.adopt import axes, boundary, detect, fixed, known, source
+from edgemem.export.adopt.build import sizes
+from edgemem.export.adopt.draft import Decision, Draft
+from edgemem.export.adopt.facts import contract_of, port_facts, start_values
+from edgemem.export.adopt.freeze import Freezer
+from edgemem.export.adopt.request import Request
+from edgemem.export.adopt.rewrite import REWRITES, UNROLLED
+from edgemem.export.exporter import CERTIFIED_STEPS, EXTERNAL_FROM, save, staging
+from edgemem.export.graph import OPSET, check_operators
+from edgemem.files import check_output
+from edgemem.foreign import Adoption, ForeignProgram, Named, Pair
+from edgemem.program import load
+from edgemem.text import first_line
+from edgemem.trial import trial
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """What was written, and what was decided on the way."""
+
+    contract: Contract
+    decisions: tuple[Decision, ...]
+
+
+def adopt(
+    path: str | Path, output: str | Path, request: Request | None = None, steps: int = CERTIFIED_STEPS
+) -> Adopted:
+    """Give the foreign ONNX file `path` a contract and write it to `output`.
+
+    The file that is written is compared with the foreign one under onnxruntime over `steps` steps before it takes its
+    name.
+
+    Raises:
+        ModelFileError: no ONNX file, or one that is refused whatever the options.
+        UsageError: something that only the user can say, or an option that does not fit.
+        ExportError: a graph that has no static step; nothing is written.
+    """
+    path, output = Path(path), Path(output)
+    check_output(output, path)
+    draft = opened(path, request or Request())
+    frozen(draft)
+    adoption = decided(draft)
+    frames = boundary.check_frames(adoption, draft.entries(), draft.results())
+    starts = start_values(draft, adoption)
+    facts = port_facts(draft, adoption, frames)
+    boundary.apply(draft.graph, adoption, draft.entries(), draft.results())
+    rewritten(draft)
+    contract = contract_of(draft, adoption, frames, starts, facts)
+    with staging(output) as folder:
+        contract = certified(draft, contract, folder / output.name, steps)
+    return Adopted(contract, tuple(draft.decisions))
+
+
+def opened(path: Path, request: Request) -> Draft:
+    """The file, and what is known of it before anything is computed."""
+    model = source.opened(path)
+    found = known.recognised(model.graph)
+    draft = Draft(path, model, request if found is None else request.over(found.request))
+    if found is not None:
+        draft.say("model", found.title, "sure", f"its inputs and outputs; run as {found.source} does")
+    draft.outputs = [value.name or f"output_{i}" for i, value in enumerate(model.graph.outputs)]
+    ports = [*model.graph.inputs, *model.graph.outputs]
+    draft.names = {value.name or "": axes.symbols(value) for value in ports}
+    axes.check_said(draft.request.layouts, list(draft.names))
+    draft.constants = fixed.constants(model.graph, draft.request.sets)
+    for name, value in draft.constants.items():
+        draft.say(f"input {name}", f"always {value}", "sure", "--set" if name in request.sets else "known model")
+    return draft
+
+
+def frozen(draft: Draft) -> None:
+    """Static sizes, no control flow, standard operators of one version."""
+    request, model = draft.request, draft.model
+    rest = {name: value for name, value in request.sets.items() if name not in draft.constants}
+    decided = fixed.sizes(model.graph, Request(**{**vars(request), "sets": rest}))
+    for name, (size, reason) in decided.items():
+        draft.say(f"axis {name}", str(size), "sure" if reason == "--set" else "likely", reason)
+    Freezer(model, UNROLLED).run()
+    common.RemoveUnusedNodesPass()(model)
+    draft.model = upgraded(draft.path, model)
+    common.OutputFixPass()(draft.model)
+
+
+def upgraded(path: Path, model: ir.Model) -> ir.Model:
+    """The model in the operators' version that edgemem exports, if it is in an older one."""
+    version = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
+    if version >= OPSET:
+        return model
+    common.NameFixPass()(model)
+    try:
+        proto = onnx.version_converter.convert_version(ir.serde.serialize_model(model), OPSET)
+        converted = ir.serde.deserialize_model(proto)
+    except Exception as error:  # the converter raises private kinds
+        raise ExportError(
+            f"{path}: its operators are of version {version}, and cannot be brought to {OPSET} ({first_line(error)}); "
+            "export the model with a newer opset"
+        ) from error
+    Freezer(converted, {}).run()
+    return converted
+
+
+def decided(draft: Draft) -> Adoption:
+    """States, and the axes of everything."""
+    request, outputs = draft.request, draft.results()
+    for name in request.drops:
+        if name not in outputs:
+            raise UsageError(f"--drop {name}: there is no such output; there are {', '.join(outputs)}")
+    found = detect.pairs(draft.graph, outputs, request.states, list(request.tails))
+    inputs = draft.entries()
+    states = {pair.input: pair for pair in found}
+    data = [name for name in inputs if name not in states]
+    shown = [n for n in outputs if n not in {pair.output for pair in found} and n not in request.drops]
+    if not data or not shown:
+        raise UsageError(
+            f"{draft.path}: every {'output' if data else 'input'} is a state; a step needs an input and an output that "
+            "are none: say --state INPUT= for one that is not"
+        )
+    if not found and not request.tails:
+        raise UsageError(
+            f"{draft.path}: no state was found among the inputs {', '.join(inputs)} and outputs {', '.join(outputs)}; "
+            "name it by --state INPUT=OUTPUT, or say --streaming for a model of whole sequences"
+        )
+    taken: set[str] = set()
+    ports = tuple(input_port(draft, inputs[name], taken) for name in data)
+    batch, frames = leading(ports[0], inputs[data[0]], request)
+    results = tuple(output_port(draft, outputs[name], name, frames, batch, taken) for name in shown)
+    pairs = tuple(state_pair(draft, pair, inputs[pair.input], batch, taken) for pair in found)
+    tails = {port.name: request.tails[port.foreign] for port in ports if port.foreign in request.tails}
+    return Adoption(inputs=ports, outputs=results, states=pairs, constants=draft.constants, tails=tails)
+
+
+def leading(port: Named, value: ir.Value, request: Request) -> tuple[int, int]:
+    """Streams and frames of the first input."""
+    shape = boundary.contract_shape(sizes(value), port.axes, "BT")
+    return shape[0], shape[1] - (request.tails.get(port.foreign, 0) if "T" in port.axes else 0)
+
+
+def input_port(draft: Draft, value: ir.Value, taken: set[str]) -> Named:
+    name = value.name or ""
+    found = axes.port_axes(value, draft.names.get(name, ()), draft.request.layouts.get(name))
+    if not found.letters and name not in draft.request.layouts:
+        raise UsageError(
+            f"input {name} is one number, {detect.described(value)}, and no state; say what it always is by "
+            f"--set {name}=VALUE, or --layout {name}= if every step has its own"
+        )
+    draft.say(f"input {name}", f"axes {found.letters or 'none'} {list(sizes(value))}", found.certainty, found.reason)
+    return Named(name=boundary.identifier(name, taken), foreign=name, axes=found.letters)
+
+
+def output_port(draft: Draft, value: ir.Value, name: str, frames: int, batch: int, taken: set[str]) -> Named:
+    said = draft.request.layouts.get(name)
+    found = axes.output_axes(value, draft.names.get(name, ()), said, frames, batch)
+    draft.say(f"output {name}", f"axes {found.letters or 'none'} {list(sizes(value))}", found.certainty, found.reason)
+    return Named(name=boundary.identifier(name, taken), foreign=name, axes=found.letters)
+
+
+def state_pair(draft: Draft, pair: detect.Found, value: ir.Value, batch: int, taken: set[str]) -> Pair:
+    found = axes.state_axes(value, draft.names.get(pair.input, ()), draft.request.layouts.get(pair.input), batch)
+    draft.say(f"state {pair.input}", f"-> {pair.output} {list(sizes(value))}", pair.certainty, pair.reason)
+    name = boundary.state_name((pair.input, pair.output), taken)
+    return Pair(name=name, input=pair.input, output=pair.output, axes=found.letters)
+
+
+def rewritten(draft: Draft) -> None:
+    """Primitive operators only, every constant an initializer, no leftovers."""
+    model, names = draft.model, [value.name or "" for value in draft.graph.outputs]
+    Freezer(model, REWRITES).run()
+    common.RemoveUnusedNodesPass()(model)
+    common.CommonSubexpressionEliminationPass()(model)
+    common.OutputFixPass()(model)
+    named(model.graph, names)
+    common.NameFixPass()(model)
+    common.TopologicalSortPass()(model)
+    common.ClearMetadataAndDocStringPass()(model)
+    common.RemoveUnusedOpsetsPass()(model)
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.graph.name, model.producer_name, model.producer_version = "step", "edgemem", ""
+    model.ir_version = max(model.ir_version or 0, 10)
+    check_operators(model)
+
+
+def named(graph: ir.Graph, names: Sequence[str]) -> None:
+    """Give the results their names, which no other value keeps."""
+    for value in [value for node in graph for value in node.outputs] + list(graph.initializers.values()):
+        if value.name in names:
+            value.name = f"{value.name}.inner"
+    for value, name in zip(graph.outputs, names, strict=True):
+        value.name = name
+
+
+# --- the proof ---------------------------------------------------------------------------------------------------
+
+
+def certified(draft: Draft, contract: Contract, path: Path, steps: int) -> Contract:
+    """Write the file, compare it with the foreign one in onnxruntime, and write it again with the certificate.
+
+    Raises:
+        ExportError: the files differ; the first diverging tensor is named.
+    """
+    save(draft.model, contract, path, EXTERNAL_FROM)
+    onnx.checker.check_model(str(path), full_check=True)
+    program = load(path)
+    reference = ForeignProgram(draft.path, contract, modelfile.start_values(modelfile.open_model(path)))
+    found = trial(reference, program, steps)
+    if not found.holds:
+        raise ExportError(
+            f"the adopted graph differs from {draft.path} by {found.max_abs_error:.2e}, {found.tolerance:.2e} is "
+            f"allowed; first at {found.first_divergence}; nothing was written"
+        )
+    certificate = Certificate(
+        stage="adopt",
+        reference="foreign",
+        steps=steps,
+        max_abs_error=found.max_abs_error,
+        max_rel_error=found.max_rel_error,
+        tolerance=found.tolerance,
+        versions={"edgemem": __version__, **{n: metadata.version(n) for n in ("onnx", "onnxruntime")}},
+    )
+    contract = contract.model_copy(update={"parity": (certificate,)})
+    save(draft.model, contract, path, EXTERNAL_FROM)
+    return contract

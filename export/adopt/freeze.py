@@ -1,0 +1,268 @@
+"""A graph with sizes, conditions and trip counts that are only known when it runs -> a straight line of static nodes.
+
+Every node is looked at once, in order, when all that it reads is known as far as it ever will be:
+
+    before                              after
+    Shape(x), Size(x)                   a constant: every size is a number once the inputs' are
+    any node of constants               a constant
+    Identity(x), Dropout(x)             x
+    If(constant condition)              the nodes of the branch that is taken
+    an operator with a rewrite          what the rewrite puts in its place (`rewrite/`): loops are unrolled, for example
+
+What is left has a static shape for each of its values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+
+from edgemem.errors import ExportError
+from edgemem.export.adopt import build
+from edgemem.export.adopt.build import Array, constant, known, replace
+from edgemem.export.graph import REFUSED
+from edgemem.text import first_line
+
+LARGEST = 1 << 24  # elements that a constant may have beyond those that it is made of
+PASSED = 4096  # elements up to which a constant's values decide on shapes
+RANDOM = frozenset(name for name in REFUSED if name.startswith(("Random", "Bernoulli", "Multinomial")))
+STORED = frozenset({"DequantizeLinear"})  # weights in few bits stay so
+STANDARD = ("", "ai.onnx")
+Rewrite = Callable[["Freezer", ir.Node], None]
+
+
+def where(node: ir.Node) -> str:
+    """A node, in words for messages."""
+    return f"{node.op_type} ({node.name or node.outputs[0].name or 'unnamed'})"
+
+
+def kind_of(node: ir.Node) -> tuple[str, str]:
+    """Domain and operator, the standard domain as ''."""
+    return ("" if node.domain in STANDARD else node.domain), node.op_type
+
+
+class Freezer:
+    """One walk over a model. `rewrites`, by domain and operator, put other nodes in a node's place and visit them."""
+
+    def __init__(self, model: ir.Model, rewrites: Mapping[tuple[str, str], Rewrite]) -> None:
+        self.model, self.graph, self.rewrites = model, model.graph, rewrites
+        self.opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
+        self.ir_version = model.ir_version
+
+    def run(self) -> None:
+        """Freeze the whole graph.
+
+        Raises:
+            ExportError: a size, condition or trip count that depends on the data; its node is named.
+        """
+        self.visit(list(self.graph))
+
+    def visit(self, nodes: Iterable[ir.Node]) -> None:
+        """Freeze some nodes of the graph, in order."""
+        for node in nodes:
+            self.one(node)
+
+    def one(self, node: ir.Node) -> None:
+        if self.is_copy(node):
+            assert node.inputs[0] is not None
+            self.become(node, [node.inputs[0]])
+        elif node.op_type == "If":
+            self.take_branch(node)
+        elif self.folds(node):
+            self.become(node, [self.stored(v.name, a) for v, a in zip(node.outputs, self.value(node), strict=True)])
+        elif kind_of(node) in self.rewrites:
+            self.rewrites[kind_of(node)](self, node)
+        else:
+            self.infer(node)
+
+    def is_copy(self, node: ir.Node) -> bool:
+        """Whether a node gives what it is given."""
+        same_type = node.op_type == "Cast" and node.inputs[0] is not None and known(node.inputs[0]) is None
+        if same_type and node.inputs[0] is not None and node.inputs[0].dtype == node.attributes["to"].as_int():
+            return True
+        return node.op_type == "Identity" or (node.op_type == "Dropout" and self.inference(node))
+
+    def inference(self, node: ir.Node) -> bool:
+        """Whether a Dropout drops nothing."""
+        flag = known(node.inputs[2]) if len(node.inputs) > 2 else None
+        unused = len(node.outputs) == 1 or not node.outputs[1].uses()
+        return unused and (len(node.inputs) < 3 or (flag is not None and not flag.any()))
+
+    def become(self, node: ir.Node, values: Iterable[ir.Value]) -> None:
+        """Put `values` in the place of a node's results."""
+        for old, new in zip(node.outputs, values, strict=False):
+            replace(old, new)
+        self.graph.remove(node, safe=True)
+
+    def stored(self, name: str | None, array: Array) -> ir.Value:
+        return constant(self.graph, name or "constant", array)
+
+    # --- control flow ------------------------------------------------------------------------------------------
+
+    def take_branch(self, node: ir.Node) -> None:
+        """Put the nodes of the branch that is always taken in the place of an If."""
+        condition = known(node.inputs[0])
+        if condition is None:
+            raise ExportError(
+                f"{where(node)}: its condition depends on the data of a step, so it has no static form; make the "
+                "input that decides constant by --set INPUT=VALUE, or export the model without the choice"
+            )
+        branch = node.attributes["then_branch" if condition.all() else "else_branch"].as_graph()
+        self.become(node, self.inlined(branch, node))
+
+    def inlined(self, body: ir.Graph, before: ir.Node) -> list[ir.Value]:
+        """Move the nodes of a body in front of a node, and freeze them; the body's results."""
+        for name, value in list(body.initializers.items()):
+            del body.initializers[name]
+            assert value.const_value is not None
+            value.replace_all_uses_with(self.stored(name, value.const_value.numpy()), replace_graph_outputs=True)
+        nodes, results = list(body), list(body.outputs)
+        body.outputs.clear()
+        body.remove(nodes)
+        anchors = self.placeholders(results, before)
+        self.graph.insert_before(anchors, nodes)
+        self.visit(nodes)
+        found = [value for value in anchors.inputs if value is not None]
+        self.graph.remove(anchors, safe=True)
+        return found
+
+    def placeholders(self, results: list[ir.Value], before: ir.Node) -> ir.Node:
+        """A node that reads the results of a body, so that it follows whatever takes their place."""
+        node = ir.Node("edgemem", "Results", results, num_outputs=0)
+        self.graph.insert_before(before, node)
+        return node
+
+    # --- constants ---------------------------------------------------------------------------------------------
+
+    def folds(self, node: ir.Node) -> bool:
+        """Whether a node always gives the same."""
+        if node.domain not in STANDARD or node.op_type in RANDOM | STORED:
+            return False
+        if node.op_type in ("Shape", "Size"):
+            return node.inputs[0] is not None and static(node.inputs[0])
+        has_body = any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+        return not has_body and all(value is None or known(value) is not None for value in node.inputs)
+
+    def value(self, node: ir.Node) -> list[Array]:
+        """What a node of constants gives.
+
+        Raises:
+            ExportError: it cannot be computed, or is too large.
+        """
+        if node.op_type in ("Shape", "Size"):
+            return [shape_of(node)]
+        feeds = {v.name or "": array for v in node.inputs if v is not None and (array := known(v)) is not None}
+        try:
+            found = self.evaluated(node, feeds)
+        except Exception as error:  # the evaluators raise whatever NumPy or onnxruntime do
+            raise ExportError(f"{where(node)} of constants cannot be computed ({first_line(error)})") from error
+        if sum(a.size for a in found) > LARGEST + sum(a.size for a in feeds.values()):
+            raise ExportError(
+                f"{where(node)} gives {sum(a.size for a in found)} constant elements, {LARGEST} are the limit"
+            )
+        return found
+
+    def evaluated(self, node: ir.Node, feeds: dict[str, Array]) -> list[Array]:
+        """One node on arrays."""
+        outputs = [onnx.helper.make_empty_tensor_value_info(v.name or f"_{i}") for i, v in enumerate(node.outputs)]
+        proto = ir.serde.serialize_node(node)
+        del proto.output[:]
+        proto.output.extend(output.name for output in outputs)
+        inputs = [
+            onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+            for name, array in feeds.items()
+        ]
+        graph = onnx.helper.make_graph([proto], "one", inputs, outputs)
+        model = onnx.helper.make_model(graph, opset_imports=self.opsets, ir_version=self.ir_version)
+        return [np.asarray(array) for array in ReferenceEvaluator(model).run(None, feeds)]
+
+    # --- shapes ------------------------------------------------------------------------------------------------
+
+    def infer(self, node: ir.Node) -> None:
+        """Write type and shape of a node's results into them.
+
+        Raises:
+            ExportError: a size that depends on the data of a step.
+        """
+        for value, kind in zip(node.outputs, self.inferred(node), strict=True):
+            if kind is None:  # an output that is left out
+                continue
+            value.dtype = ir.DataType(kind.tensor_type.elem_type)
+            value.shape = ir.Shape([d.dim_value for d in kind.tensor_type.shape.dim])
+
+    def inferred(self, node: ir.Node) -> list[Any]:
+        """The TypeProtos of a node's results, from onnx's shape inference."""
+        model = self.single(node)
+        try:
+            found = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+        except Exception as error:  # onnx raises its own private kinds
+            raise ExportError(f"{where(node)}: its shape cannot be known ({first_line(error)})") from error
+        kinds = {value.name: value.type for value in found.graph.output}
+        results = []
+        for value in node.outputs:
+            kind = kinds.get(value.name or "")
+            if value.name and (kind is None or not whole(kind)):
+                kind = self.tried(node, model, value.name)
+            results.append(kind if value.name else None)
+        return results
+
+    def tried(self, node: ir.Node, model: onnx.ModelProto, name: str) -> Any:
+        """The type of a result as it is on zeros, of operators that onnx knows too little of."""
+        if node.op_type in REFUSED:
+            raise ExportError(
+                f"{where(node)} has no static form: what it gives has a size that depends on the data of a step"
+            )
+        feeds = {v.name: np.zeros([d.dim_value for d in v.type.tensor_type.shape.dim],
+                                  onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type))
+                 for v in model.graph.input}  # fmt: skip
+        from edgemem.runtimes.ort import session
+
+        try:
+            array = session(model.SerializeToString()).run([name], feeds)[0]
+        except Exception as error:
+            raise ExportError(f"{where(node)}: its shape cannot be known ({first_line(error)})") from error
+        return onnx.helper.make_tensor_type_proto(onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+
+    def single(self, node: ir.Node) -> onnx.ModelProto:
+        """A model of one node: small constants by value, everything else by type."""
+        inputs, stored = [], []
+        for value in {v.name: v for v in node.inputs if v is not None}.values():
+            array = known(value)
+            assert value.name is not None and value.dtype is not None, where(node)
+            if array is not None and array.size <= PASSED:
+                stored.append(onnx.numpy_helper.from_array(array, value.name))
+            else:
+                shape = list(array.shape) if array is not None else list(build.sizes(value))
+                inputs.append(onnx.helper.make_tensor_value_info(value.name, value.dtype.value, shape))
+        outputs = [onnx.helper.make_empty_tensor_value_info(value.name) for value in node.outputs if value.name]
+        graph = onnx.helper.make_graph([ir.serde.serialize_node(node)], "one", inputs, outputs, stored)
+        return onnx.helper.make_model(graph, opset_imports=self.opsets, ir_version=self.ir_version)
+
+
+def static(value: ir.Value) -> bool:
+    """Whether type and every size of a value are known."""
+    return value.dtype is not None and value.shape is not None and all(isinstance(size, int) for size in value.shape)
+
+
+def whole(kind: onnx.TypeProto) -> bool:
+    """Whether a type has an element type and a number for each size."""
+    tensor = kind.tensor_type
+    return bool(
+        tensor.elem_type and tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim)
+    )
+
+
+def shape_of(node: ir.Node) -> Array:
+    """What Shape (of a part of the axes, too) or Size gives."""
+    assert node.inputs[0] is not None and node.inputs[0].shape is not None
+    shape = list(build.sizes(node.inputs[0]))
+    if node.op_type == "Size":
+        return np.array(int(np.prod(shape, dtype=np.int64)), np.int64)
+    start, end = node.attributes.get("start"), node.attributes.get("end")
+    part = slice(start.as_int() if start else None, end.as_int() if end else None)
+    return np.array(shape[part], np.int64)

@@ -1,0 +1,95 @@
+"""Opening a file from outside: held against its bounds before anything reads it as a model."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from edgemem import contract as contracts
+from edgemem import onnxfile
+from edgemem.errors import ModelFileError, UsageError
+from edgemem.export.adopt.rewrite import REWRITES
+from edgemem.text import first_line
+
+STANDARD = ("", "ai.onnx")
+
+
+def opened(path: Path) -> ir.Model:
+    """A foreign model, functions inlined.
+
+    Raises:
+        ModelFileError: no whole ONNX file, a pickle, external data outside its folder, or an operator of no standard.
+        UsageError: the file has a contract already.
+    """
+    if path.is_file():
+        check_pickle(path)
+    found = onnxfile.read(path)  # bounds, and external data of the graph itself
+    if contracts.KEY in found.metadata:
+        raise UsageError(f"{path} has a contract already; use it as it is, or adopt the file that it was made from")
+    try:
+        model = ir.load(path)
+        model = ir.passes.common.InlinePass()(model).model
+    except Exception as error:  # onnx-ir raises whatever its parsers do
+        raise ModelFileError(f"{path} cannot be read as a model ({first_line(error)}); export it again") from error
+    check_tensors(path, model)
+    check_operators(path, model)
+    ir.passes.common.RemoveInitializersFromInputsPass()(model)
+    return model
+
+
+def check_pickle(path: Path) -> None:
+    """Refuse Python pickles, alone or in an archive: opening one runs whatever is in it."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    pickled = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            pickled = any(name.endswith(".pkl") for name in archive.namelist())
+        if not pickled:
+            raise ModelFileError(f"{path} is an archive; unpack it and give the .onnx file in it")
+    if pickled:
+        raise ModelFileError(
+            f"{path} is a Python pickle, which can run any program when it is opened; this is refused: export the "
+            "model to ONNX where it was made"
+        )
+
+
+def check_tensors(path: Path, model: ir.Model) -> None:
+    """Refuse external data outside the model's folder, of nested graphs and attributes too."""
+    folder = path.resolve().parent
+    for tensor in tensors(model):
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        place = Path(tensor.location)
+        target = (folder / place).resolve()
+        if place.is_absolute() or not target.is_relative_to(folder):
+            raise ModelFileError(
+                f"{path}: tensor {tensor.name} lies in {str(place)!r}, outside the model's folder; this is refused"
+            )
+
+
+def tensors(model: ir.Model) -> list[Any]:
+    """Every tensor of a model, wherever it hides."""
+    found = []
+    for graph in [model.graph, *model.graph.subgraphs()]:
+        found += [value.const_value for value in graph.initializers.values()]
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.TENSOR:
+                found.append(attribute.as_tensor())
+            elif attribute.type == ir.AttributeType.TENSORS:
+                found += attribute.as_tensors()
+    return found
+
+
+def check_operators(path: Path, model: ir.Model) -> None:
+    """Refuse operators of other domains than the standard's, but for those that can be rewritten."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.domain not in STANDARD and (node.domain, node.op_type) not in REWRITES:
+            raise ModelFileError(
+                f"{path}: operator {node.domain}::{node.op_type} ({node.name or node.outputs[0].name}) is not standard "
+                "ONNX; export the model with standard operators only"
+            )

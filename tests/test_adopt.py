@@ -1,0 +1,283 @@
+"""Adoption: which states are found, how sure, and what is refused with nothing written."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from onnx import TensorProto, helper
+
+import edgemem
+from edgemem.cli.main import cli
+from edgemem.errors import EdgememError, ExportError, InputError, ModelFileError, UsageError
+from edgemem.export.adopt import Adopted, Request, adopt
+from edgemem.verify import verify
+
+FLOAT = TensorProto.FLOAT
+WEIGHTS = np.linspace(-0.5, 0.5, 8, dtype=np.float32)
+
+
+def written(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    inputs: dict[str, list[Any]],
+    outputs: dict[str, list[Any]],
+    constants: dict[str, np.ndarray] | None = None,
+    types: dict[str, int] | None = None,
+    opset: int = 17,
+) -> Path:
+    """An ONNX file of these nodes."""
+    kind = types or {}
+    graph = helper.make_graph(
+        nodes, "foreign",
+        [helper.make_tensor_value_info(n, kind.get(n, FLOAT), s) for n, s in inputs.items()],
+        [helper.make_tensor_value_info(n, kind.get(n, FLOAT), s) for n, s in outputs.items()],
+        [onnx.numpy_helper.from_array(a, n) for n, a in (constants or {}).items()],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
+    return path
+
+
+def average(path: Path, state: str = "mean", after: str = "mean_out", shape: list[Any] | None = None) -> Path:
+    """m' = (m + x) / 2; y = m' - x: one state, under any name."""
+    axes = shape or ["batch", 8]
+    nodes = [
+        helper.make_node("Add", [state, "x"], ["sum"]),
+        helper.make_node("Mul", ["sum", "half"], [after]),
+        helper.make_node("Sub", [after, "x"], ["y"]),
+    ]
+    half = {"half": np.array(0.5, np.float32)}
+    return written(path, nodes, {"x": axes, state: axes}, {"y": axes, after: axes}, half)
+
+
+def two(path: Path, names: tuple[str, str, str, str]) -> Path:
+    """Two states of one shape: a' = a + x, b' = b * a'."""
+    a, b, a_after, b_after = names
+    nodes = [
+        helper.make_node("Add", [a, "x"], [a_after]),
+        helper.make_node("Mul", [b, a_after], [b_after]),
+        helper.make_node("Tanh", [b_after], ["y"]),
+    ]
+    shape = [1, 4]
+    return written(path, nodes, {"x": shape, a: shape, b: shape}, {"y": shape, a_after: shape, b_after: shape})
+
+
+def states(found: Adopted) -> dict[str, str]:
+    """How sure each state is."""
+    return {d.what.removeprefix("state "): d.certainty for d in found.decisions if d.what.startswith("state ")}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("mem", "mem_out"), ("h0", "h0_out"), ("h0", "hn"), ("h_0", "h_n"), ("state", "stateN"), ("s", "s_new"),
+        ("past_key_values.0.key", "present.0.key"), ("past.0.v", "present.0.v"), ("cached_key_1", "new_cached_key_1"),
+        ("cache_in", "cache_out"), ("prev_h", "next_h"), ("prev_h", "h"), ("h_prev", "h_next"), ("in_s", "out_s"),
+        ("conv_state", "new_conv_state"), ("Hidden_in:0", "Hidden_out:0"), ("initial_c", "final_c"),
+        ("input_s", "output_s"), ("memory_t-1", "memory_t"), ("s", "updated_s"), ("k.in", "k.out"),
+        ("past_a", "present_a"),
+    ],
+)  # fmt: skip
+def test_pairs_are_found_by_their_names(before: str, after: str, tmp_path: Path) -> None:
+    found = adopt(average(tmp_path / "f.onnx", before, after), tmp_path / "m.onnx", steps=16)
+    assert states(found) == {before: "sure"}
+    assert len(found.contract.states) == 1
+
+
+def test_a_pair_that_nothing_else_fits_is_likely(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["u"]), helper.make_node("Add", ["u", "foo"], ["bar"]),
+             helper.make_node("Tanh", ["bar"], ["t"]), helper.make_node("MatMul", ["t", "w2"], ["y"])]  # fmt: skip
+    constants = {"w": np.ones((3, 4), np.float32), "w2": np.ones((4, 2), np.float32)}
+    path = written(tmp_path / "f.onnx", nodes, {"x": [1, 3], "foo": [1, 4]}, {"y": [1, 2], "bar": [1, 4]}, constants)
+    assert states(adopt(path, tmp_path / "m.onnx", steps=16)) == {"foo": "likely"}
+
+
+def test_ambiguous_pairs_are_asked_for(tmp_path: Path) -> None:
+    path, out = two(tmp_path / "f.onnx", ("p", "q", "r", "t")), tmp_path / "m.onnx"
+    with pytest.raises(UsageError, match=r"could be a state with the output .* or .*say --state"):
+        adopt(path, out)
+    assert not out.exists()
+    found = adopt(path, out, Request(states={"p": "r", "q": "t", "x": ""}), steps=16)
+    assert states(found) == {"p": "sure", "q": "sure"}
+    result = CliRunner().invoke(cli, ["adopt", str(path), "-o", str(tmp_path / "n.onnx")])
+    assert isinstance(result.exception, UsageError) and result.exception.exit_code == 2
+
+
+def test_start_values(tmp_path: Path) -> None:
+    path = average(tmp_path / "f.onnx")
+    np.save(tmp_path / "start.npy", WEIGHTS[None])
+    adopt(path, tmp_path / "m.onnx", Request(inits={"mean": tmp_path / "start.npy"}), steps=16)
+    stream = edgemem.load(tmp_path / "m.onnx").stream()
+    np.testing.assert_array_equal(stream.state["mean"], WEIGHTS[None])
+    x = np.ones((1, 1, 8), np.float32)
+    np.testing.assert_allclose(stream.step(x)[0, 0], (WEIGHTS + 1) / 2 - 1, rtol=1e-6)
+    np.save(tmp_path / "short.npy", WEIGHTS)
+    with pytest.raises(InputError, match=r"--init mean: float\[1, 8\] was wanted, .*float32\[8\]"):
+        adopt(path, tmp_path / "n.onnx", Request(inits={"mean": tmp_path / "short.npy"}))
+    with pytest.raises(UsageError, match="--init other: there is no such state; there are mean"):
+        adopt(path, tmp_path / "n.onnx", Request(inits={"other": tmp_path / "start.npy"}))
+
+
+# --- models that torch's own exporters wrote ---------------------------------------------------------------------
+
+
+class TorchStep(torch.nn.Module):
+    """A recurrent layer of torch and a head, state in and out."""
+
+    def __init__(self, kind: str, layers: int, batch_first: bool) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.layer = getattr(torch.nn, kind)(5, 6, layers, batch_first=batch_first)
+        self.head = torch.nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor, *state: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y, after = self.layer(x, state if len(state) > 1 else state[0])
+        return (self.head(y), *(after if isinstance(after, tuple) else (after,)))
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_recurrent_layers_of_torch(kind: str, batch_first: bool, tmp_path: Path) -> None:
+    """Two layers; batch second, as torch has states; names that say nothing: the operator does."""
+    time, count = 3, 2 if kind == "LSTM" else 1
+    module = TorchStep(kind, 2, batch_first).eval()
+    x = torch.randn(1, time, 5) if batch_first else torch.randn(time, 1, 5)
+    state = [torch.randn(2, 1, 6) for _ in range(count)]
+    path = tmp_path / "f.onnx"
+    names = [f"in{i}" for i in range(count)], [f"after{i}" for i in range(count)]
+    torch.onnx.export(module, (x, *state), path, dynamo=False, input_names=["x", *names[0]],
+                      output_names=["y", *names[1]], opset_version=17)  # fmt: skip
+    found = adopt(path, tmp_path / "m.onnx", steps=32)
+    assert set(states(found).values()) <= {"sure", "likely"} and len(found.contract.states) == count
+    assert found.contract.chunk.frames == time and found.contract.states[0].shape == (1, 2, 6)
+    stream = edgemem.load(tmp_path / "m.onnx").stream()
+    stream.set_state({s.name: t.numpy().swapaxes(0, 1) for s, t in zip(found.contract.states, state, strict=True)})
+    with torch.no_grad():
+        wanted, *after = module(x, *state)
+    np.testing.assert_allclose(
+        stream.step(x.numpy().reshape(1, time, 5)).reshape(-1), wanted.numpy().reshape(-1), atol=1e-5
+    )
+    for s, t in zip(found.contract.states, after, strict=True):
+        np.testing.assert_allclose(stream.state[s.name], t.numpy().swapaxes(0, 1), atol=1e-5)
+    assert verify(tmp_path / "m.onnx", 32, reference=path).ok
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------
+
+
+def refused(path: Path, kind: type[EdgememError], match: str, request: Request | None = None) -> None:
+    """Adoption fails with this message, and leaves nothing behind."""
+    before = sorted(path.parent.iterdir())
+    with pytest.raises(kind, match=match):
+        adopt(path, path.parent / "out.onnx", request, steps=8)
+    assert sorted(path.parent.iterdir()) == before
+
+
+def test_a_state_that_changes_its_shape(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Concat", ["past_key", "x"], ["present_key"], axis=1),
+        helper.make_node("Tanh", ["x"], ["y"]),
+    ]
+    shapes = {"x": [1, 1, 4], "past_key": [1, 7, 4]}, {"y": [1, 1, 4], "present_key": [1, 8, 4]}
+    path = written(tmp_path / "f.onnx", nodes, *shapes)
+    refused(path, UsageError, r"past_key -> present_key: .*\[1, 7, 4\].*\[1, 8, 4\]; export the model with a cache of")
+    said = Request(states={"past_key": "present_key"})
+    refused(path, UsageError, r"--state past_key=present_key: a state keeps dtype and shape", said)
+
+
+def test_a_dynamic_axis_that_nobody_knows(tmp_path: Path) -> None:
+    path = average(tmp_path / "f.onnx", shape=["batch", "width"])
+    refused(path, UsageError, r"input x: how long is axis 1 \(width\)\?.*--set width=N")
+    refused(path, UsageError, r"--set widht=3: there is no dynamic axis .*did you mean 'width'",
+            Request(sets={"width": "4", "widht": "3"}))  # fmt: skip
+    refused(path, UsageError, "--set width=0: a size from 1", Request(sets={"width": "0"}))
+    found = adopt(path, tmp_path / "m.onnx", Request(sets={"width": "4", "batch": "2"}), steps=16)
+    assert found.contract.inputs[0].shape == (2, 1, 4)
+
+
+def test_operators_of_nobodys_standard(tmp_path: Path) -> None:
+    path = average(tmp_path / "f.onnx")
+    model = onnx.load(path)
+    model.graph.node[0].domain, model.graph.node[0].op_type = "com.acme", "Magic"
+    model.opset_import.append(helper.make_opsetid("com.acme", 1))
+    onnx.save(model, path)
+    refused(path, ModelFileError, r"operator com\.acme::Magic .* is not standard ONNX")
+
+
+@pytest.mark.parametrize("where", ["initializer", "attribute", "nested"])
+def test_external_data_outside_the_folder(where: str, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(bytes(4))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    path = average(folder / "f.onnx")
+    model = onnx.load(path)
+    tensor = onnx.TensorProto(name="half", data_type=FLOAT, data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="../secret")
+    constant = helper.make_node("Constant", [], ["half"], value=tensor)
+    del model.graph.initializer[:]
+    if where == "initializer":
+        model.graph.initializer.append(tensor)
+    elif where == "attribute":
+        model.graph.node.insert(0, constant)
+    else:
+        body = helper.make_graph([], "body", [], [helper.make_tensor_value_info("half_of", FLOAT, [])])
+        tensor.name = "half_of"
+        body.initializer.append(tensor)
+        flag = onnx.numpy_helper.from_array(np.array(True), "flag")
+        model.graph.initializer.append(flag)
+        model.graph.node.insert(0, helper.make_node("If", ["flag"], ["half"], then_branch=body, else_branch=body))
+    path.write_bytes(model.SerializeToString())
+    refused(path, ModelFileError, r"lies in '../secret', outside the model's folder; this is refused")
+
+
+def test_pickles(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(2)}, tmp_path / "m.pt")
+    refused(tmp_path / "m.pt", ModelFileError, "is a Python pickle, which can run any program")
+    (tmp_path / "n.pkl").write_bytes(b"\x80\x04K\x01.")
+    refused(tmp_path / "n.pkl", ModelFileError, "is a Python pickle")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("m.onnx", b"")
+    refused(tmp_path / "a.zip", ModelFileError, "is an archive; unpack it")
+
+
+def test_a_condition_on_the_data(tmp_path: Path) -> None:
+    branch = []
+    for kind in ("Tanh", "Relu"):
+        result = helper.make_tensor_value_info(kind, FLOAT, None)
+        branch.append(helper.make_graph([helper.make_node(kind, ["x"], [kind])], kind, [], [result]))
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["total"], keepdims=0),
+        helper.make_node("Greater", ["total", "zero"], ["positive"]),
+        helper.make_node("If", ["positive"], ["y"], name="choice", then_branch=branch[0], else_branch=branch[1]),
+        helper.make_node("Add", ["s", "x"], ["s_out"]),
+    ]
+    path = written(tmp_path / "f.onnx", nodes, {"x": [1, 4], "s": [1, 4]}, {"y": [1, 4], "s_out": [1, 4]},
+                   {"zero": np.array(0, np.float32)})  # fmt: skip
+    refused(path, ExportError, r"If \(choice\): its condition depends on the data of a step.*--set INPUT=VALUE")
+
+
+def test_no_state_and_a_contract_already(tmp_path: Path) -> None:
+    path = written(tmp_path / "f.onnx", [helper.make_node("Tanh", ["x"], ["y"])], {"x": [1, 4]}, {"y": [1, 4]})
+    refused(path, UsageError, "no state was found among the inputs x and outputs y; name it by --state")
+    adopt(average(tmp_path / "g.onnx"), tmp_path / "m.onnx", steps=8)
+    refused(tmp_path / "m.onnx", UsageError, "has a contract already")
+
+
+def test_layouts_and_frames_that_do_not_fit(tmp_path: Path) -> None:
+    path = average(tmp_path / "f.onnx")
+    refused(path, UsageError, "--layout x=BX: a letter for each axis was wanted", Request(layouts={"x": "BX"}))
+    refused(path, UsageError, "--layout z=BF: no input or output z", Request(layouts={"z": "BF"}))
+    refused(path, UsageError, r"--layout x=BTF: 2 letters were wanted, for \[1, 8\]", Request(layouts={"x": "BTF"}))
+    refused(path, UsageError, "y has 1 frames in 1 streams where x has 8", Request(layouts={"x": "BT", "y": "BF"}))
+    refused(path, UsageError, "--drop z: there is no such output", Request(drops=("z",)))
+
+
+def test_the_message_of_a_file_without_contract_names_adopt(tmp_path: Path) -> None:
+    with pytest.raises(EdgememError, match="`edgemem adopt` for an ONNX file from elsewhere"):
+        edgemem.load(average(tmp_path / "f.onnx"))

@@ -1,0 +1,147 @@
+"""Silero VAD, which others made, published and wrap: adopted, compiled and streamed, against its own wrapper."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import edgemem
+from edgemem.cli.main import cli
+from edgemem.errors import ContractError
+from edgemem.verify import verify
+
+DEMO = Path(edgemem.__file__).parent / "tasks" / "data" / "demo.wav"
+ROW, CONTEXT, RATE = 512, 64, 16_000
+# Probabilities: float32 through five convolutions and an LSTM, summed in another order by every engine.
+CLOSE = 2e-5
+
+
+def silero(name: str = "silero_vad.onnx") -> Path:
+    """A file of the installed package `silero-vad`."""
+    found = importlib.util.find_spec("silero_vad")
+    if found is None or found.origin is None:
+        pytest.skip("silero-vad is not installed: pip install silero-vad")
+    return Path(found.origin).parent / "data" / name
+
+
+@pytest.fixture(scope="module")
+def vad(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model, adopted by the command with no options at all."""
+    path = tmp_path_factory.mktemp("vad") / "vad.onnx"
+    result = CliRunner().invoke(cli, ["adopt", str(silero()), "-o", str(path)])
+    assert result.exit_code == 0, result.output
+    return path
+
+
+@pytest.fixture(scope="module")
+def program(vad: Path) -> Any:
+    pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
+    from tests.aot_programs import compiled
+
+    compiled(vad, vad.parent / "program")
+    return vad.parent / "program"
+
+
+@pytest.fixture(scope="module")
+def sound() -> np.ndarray:
+    """Whole rows of the demo's speech."""
+    from edgemem.audio import read_audio
+
+    samples = read_audio(DEMO, RATE)
+    return samples[: len(samples) // ROW * ROW]
+
+
+@pytest.fixture(scope="module")
+def wanted(sound: np.ndarray) -> np.ndarray:
+    """What the package's own wrapper says of every row."""
+    import torch
+    from silero_vad.utils_vad import OnnxWrapper
+
+    model = OnnxWrapper(str(silero()), force_onnx_cpu=True)
+    return np.array([float(model(torch.from_numpy(row), RATE)) for row in sound.reshape(-1, ROW)])
+
+
+def test_the_contract_says_what_the_wrapper_carries(vad: Path) -> None:
+    contract = edgemem.load(vad).contract
+    assert [(s.name, s.shape, s.role) for s in contract.states] == [
+        ("state", (1, 2, 128), "recurrent"),
+        ("input_tail", (1, 1, CONTEXT), "tail"),
+    ]
+    assert contract.inputs[0].shape == (1, 1, ROW) and contract.inputs[0].role == "samples"
+    assert contract.seconds_per_frame == ROW / RATE
+    assert contract.model.source.kind == "foreign"
+
+
+def test_speech_streams_as_in_the_wrapper(vad: Path, sound: np.ndarray, wanted: np.ndarray) -> None:
+    stream = edgemem.load(vad).stream()
+    pieces = np.split(sound, [1, 700, 5000, 5001])
+    rows = [stream.push_samples(piece) for piece in pieces]
+    np.testing.assert_allclose(np.concatenate([r.values[:, 0] for r in rows]), wanted, atol=CLOSE)
+    assert wanted.max() > 0.9 and wanted.min() < 0.1, "the demo has speech and silence, and the model hears both"
+    assert rows[-1].t_end[-1] == len(sound) / RATE
+
+
+def test_the_audio_context_matters(vad: Path, sound: np.ndarray, wanted: np.ndarray) -> None:
+    """Without the tail the probabilities are others: the comparison above can fail."""
+    stream = edgemem.load(vad).stream()
+    found = []
+    for row in sound.reshape(-1, ROW):
+        stream.set_state({**stream.state, "input_tail": np.zeros((1, 1, CONTEXT), np.float32)})
+        found.append(float(stream.step(row[None, None]).item()))
+    assert np.abs(np.array(found) - wanted).max() > 100 * CLOSE
+
+
+@pytest.mark.parametrize("engine", ["ort", "aot"])
+def test_a_wav_streams_from_the_command_line(
+    vad: Path, request: pytest.FixtureRequest, engine: str, wanted: np.ndarray
+) -> None:
+    file = vad if engine == "ort" else request.getfixturevalue("program")
+    result = CliRunner().invoke(cli, ["run", str(file), "--input", str(DEMO), "--json"])
+    assert result.exit_code == 0, result.output
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    np.testing.assert_allclose([row["values"][0] for row in found], wanted, atol=CLOSE)
+    assert found[1]["t_start"] == ROW / RATE
+
+
+def test_the_static_program_takes_raw_pcm(program: Path, sound: np.ndarray, wanted: np.ndarray) -> None:
+    pcm = np.rint(sound * 32768).astype("<i2").tobytes()
+    done = subprocess.run([program / "edgemem-run"], input=pcm + b"\0\0" * 3, capture_output=True, check=True)
+    np.testing.assert_allclose(np.frombuffer(done.stdout, np.float32), wanted, atol=CLOSE)
+
+
+def test_verify_holds_without_and_with_the_foreign_file(vad: Path, program: Path) -> None:
+    candidates = {"aot": edgemem.load(program)}
+    alone = verify(vad, 64, programs=candidates)
+    assert alone.ok and {s.name: s.reference for s in alone.stages}["adopt"] == "foreign (recorded)"
+    beside = verify(vad, 64, reference=silero(), programs=candidates)
+    names = {stage.name: stage.reference for stage in beside.stages}
+    assert beside.ok and names["ort"] == names["aot"] == "foreign" and "adopt" not in names
+
+
+def test_verify_refuses_another_foreign_file(vad: Path) -> None:
+    with pytest.raises(ContractError, match=r"is not the file that .* was adopted from: SHA-256"):
+        verify(vad, 8, reference=silero("silero_vad_16k_op15.onnx"))
+
+
+def test_snapshots_hold_waiting_samples(vad: Path, sound: np.ndarray) -> None:
+    program = edgemem.load(vad)
+    first, second = program.stream(), program.stream()
+    first.push_samples(sound[:1000])
+    second.restore(first.snapshot())
+    here, there = first.push_samples(sound[1000:4000]), second.push_samples(sound[1000:4000])
+    assert len(here) and here.values.tobytes() == there.values.tobytes()
+
+
+def test_quantized_like_any_other(vad: Path, tmp_path: Path) -> None:
+    from edgemem.quant import quantize
+
+    quantize(vad, tmp_path / "q.onnx", "w8")
+    report = verify(tmp_path / "q.onnx", 64, reference=vad)
+    assert report.ok and any(stage.name == "w8" for stage in report.stages)
