@@ -3,8 +3,8 @@
     y_t = b + sum_j W_j x_{t - (kernel - 1 - j) * dilation}      x [batch, in]     W_j [out, in / groups]
     state  tail = the last (kernel - 1) * dilation frames        [span, in]        zeros before the first
 
-Computed as one matrix product over the gathered taps (or, depthwise, as `kernel` multiply-adds): a step is then
-a matrix-vector product, which is what small targets do best.
+A step is one matrix product over the gathered taps (or, depthwise, `kernel` multiply-adds), which is what small
+targets do best.
 """
 
 from __future__ import annotations
@@ -59,8 +59,11 @@ class CausalConv1d(StreamingModule):
         return self._convolved(rows, x.shape[1]), {"tail": taken(rows, valid, self.span)}
 
     def forward(self, x: Tensor) -> Tensor:
-        before = x.new_zeros(x.shape[0], self.span, x.shape[2])
-        return self._convolved(torch.cat([before, x], dim=1), x.shape[1])
+        """By the library's convolution of pictures, one pixel high: the fastest to train of those it has."""
+        rows = functional.pad(x, (0, 0, self.span, 0)).transpose(1, 2)[:, :, None]  # [batch, inputs, 1, span + time]
+        weight = self.weight.unflatten(1, (self.kernel, -1)).transpose(1, 2)[:, :, None]
+        y = functional.conv2d(rows, weight, self.bias, dilation=(1, self.dilation), groups=self.groups)
+        return y[:, :, 0].transpose(1, 2)
 
     def _convolved(self, rows: Tensor, time: int) -> Tensor:
         """rows [batch, span + time, inputs] -> [batch, time, outputs]."""

@@ -103,9 +103,9 @@ class Spikes(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         potentials, spikes = ctx.saved_tensors
-        arctangent = 1.0 / (1.0 + (math.pi * (potentials - THRESHOLD)).square_())
-        currents = slope.transpose(0, 1) * arctangent
-        through = ctx.decay * (1.0 - spikes)  # dv_t / du_t, times what of it the next step sees
+        arctangent = (potentials - THRESHOLD).mul_(math.pi).square_().add_(1.0).reciprocal_()
+        currents = arctangent.mul_(slope.transpose(0, 1))
+        through = (1.0 - spikes).mul_(ctx.decay)  # dv_t / du_t, times what of it the next step sees
         for t in range(len(currents) - 2, -1, -1):
             currents[t].addcmul_(currents[t + 1], through[t])
         return currents.transpose(0, 1), None

@@ -26,7 +26,6 @@ from bench.tasks.kws import clip_sets, pool, speech_commands, synthesis, wordset
 from bench.tasks.kws.voices import SPLITS
 from bench.tasks.kws.words import SILENCE
 from bench.tasks.kws.wordset import WordSet
-from edgemem.errors import UsageError
 from edgemem.tasks.kws import LABELS
 
 FOLDER = Path(__file__).parents[3] / "build" / "kws"
@@ -44,8 +43,6 @@ def load(split: str, folder: Path = FOLDER) -> WordSet:
         UsageError: an unknown split.
         InputError: it has not been written.
     """
-    if split not in SPLITS:
-        raise UsageError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     return wordset.read(folder, split)
 
 
@@ -53,8 +50,7 @@ def make(split: str, workers: int = 2, quick: bool = False) -> WordSet:
     """A split by the synthesisers; with `quick`, a small share of it."""
     asked = synthesis.recipe(split)
     if quick:
-        speakers = list(dict.fromkeys(rendition.speaker for rendition in asked))[:: QUICK_SPEAKERS[split]]
-        asked = [rendition for rendition in asked if rendition.speaker in speakers][:: QUICK_RENDITIONS[split]]
+        asked = synthesis.thinned(asked, QUICK_SPEAKERS[split], QUICK_RENDITIONS[split])
     return wordset.gathered(synthesis.all_spoken(asked, workers))
 
 
@@ -85,10 +81,7 @@ def row(split: str, words: WordSet) -> str:
 
 def main() -> None:
     """See the module docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write (build/kws)")
-    parser.add_argument("--install", action="store_true", help="install espeak-ng and flite with apt-get first")
-    parser.add_argument("--workers", type=int, default=2, help="synthesiser processes at a time")
+    parser = synthesis.maker_arguments(__doc__, FOLDER)
     parser.add_argument("--speech-commands", type=Path, metavar="DIR", help="read this Speech Commands folder instead")
     options = parser.parse_args()
     training.as_command(lambda: run(options))

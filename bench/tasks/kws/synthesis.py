@@ -6,14 +6,15 @@ so that adding a voice or a word leaves all others as they were.
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import shutil
 import subprocess
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -147,7 +148,9 @@ def install() -> None:
     subprocess.run([*prefix, *INSTALL], check=True)
 
 
-def spoken(asked: Rendition) -> Spoken:
+def spoken(
+    asked: Rendition, longest: float = LONGEST_SECONDS, shortest: float = SHORTEST_SECONDS, faster: float = FASTER
+) -> Spoken:
     """A rendition as a trimmed utterance; one that is too long is spoken again, faster, and one too short slower.
 
     Raises:
@@ -156,26 +159,43 @@ def spoken(asked: Rendition) -> Spoken:
     for _ in range(ATTEMPTS):
         utterance = trimmed(asked.word, asked.speaker, synthesized(asked))
         seconds = (utterance.end - utterance.start) / SAMPLE_RATE
-        if SHORTEST_SECONDS <= seconds <= LONGEST_SECONDS:
+        if shortest <= seconds <= longest:
             return utterance
-        asked = replace(asked, speed=round(asked.speed * (FASTER if seconds > LONGEST_SECONDS else 1 / FASTER), 3))
-    if seconds > LONGEST_SECONDS:
-        raise InputError(f"{asked}: at most {LONGEST_SECONDS} s was wanted, even so it takes longer; drop the word")
+        asked = replace(asked, speed=round(asked.speed * (faster if seconds > longest else 1 / faster), 3))
+    if seconds > longest:
+        raise InputError(f"{asked}: at most {longest} s was wanted, even so it takes longer; drop it, or a part of it")
     return utterance
 
 
-def all_spoken(asked: Sequence[Rendition], workers: int = 2) -> Iterator[Spoken]:
+def all_spoken(
+    asked: Sequence[Rendition], workers: int = 2, say: Callable[[Rendition], Spoken] = spoken
+) -> Iterator[Spoken]:
     """Every rendition, in order; each speaker in a process of its own, so that its bytes do not depend on others."""
     groups = [list(group) for _, group in groupby(asked, key=lambda rendition: rendition.speaker)]
     context = multiprocessing.get_context("fork")
     with context.Pool(workers, maxtasksperchild=1) as pool:
-        for said in pool.imap(by_one_speaker, groups, chunksize=1):
+        for said in pool.imap(partial(by_one_speaker, say), groups, chunksize=1):
             yield from said
 
 
-def by_one_speaker(asked: list[Rendition]) -> list[Spoken]:
+def by_one_speaker(say: Callable[[Rendition], Spoken], asked: list[Rendition]) -> list[Spoken]:
     """The renditions by one speaker, in order."""
-    return [spoken(rendition) for rendition in asked]
+    return [say(rendition) for rendition in asked]
+
+
+def thinned(asked: Sequence[Rendition], speakers: int, renditions: int) -> list[Rendition]:
+    """A small share: every so many speakers, and every so many of their renditions."""
+    kept = set(list(dict.fromkeys(rendition.speaker for rendition in asked))[::speakers])
+    return [rendition for rendition in asked if rendition.speaker in kept][::renditions]
+
+
+def maker_arguments(description: str | None, folder: Path) -> argparse.ArgumentParser:
+    """What the commands that make spoken data all take; they write to `folder` by default."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=folder, help=f"where to write (build/{folder.name})")
+    parser.add_argument("--install", action="store_true", help="install espeak-ng and flite with apt-get first")
+    parser.add_argument("--workers", type=int, default=2, help="synthesiser processes at a time")
+    return parser
 
 
 def synthesized(asked: Rendition) -> Array:

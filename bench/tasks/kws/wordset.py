@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from bench.tasks.kws.voices import SPLITS
 from bench.tasks.kws.words import label_of
-from edgemem.errors import InputError
+from edgemem.errors import InputError, UsageError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -90,17 +91,19 @@ class WordSet:
         np.savez_compressed(folder / f"{split}.npz", words=np.array(self.words), voices=np.array(self.voices), **index)
 
 
-def read(folder: Path, split: str) -> WordSet:
-    """A split that was written to `folder`.
+def read(folder: Path, split: str, maker: str = "bench.tasks.kws.data") -> WordSet:
+    """A split that the command `maker` has written to `folder`.
 
     Raises:
-        InputError: it is not there.
+        UsageError: an unknown split.
+        InputError: it has not been written.
     """
+    if split not in SPLITS:
+        raise UsageError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     path = folder / f"{split}.npz"
     if not path.is_file():
         raise InputError(
-            f"{path}: spoken words were wanted, nothing is there; "
-            f"`python -m bench.tasks.kws.data --folder {folder}` makes them"
+            f"{path}: spoken words were wanted, nothing is there; `python -m {maker} --folder {folder}` makes them"
         )
     with np.load(path, allow_pickle=False) as index:
         arrays = {name: index[name] for name in ("offsets", "start", "end", "word", "voice")}

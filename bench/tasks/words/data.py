@@ -14,20 +14,16 @@ writes the splits to build/words (--folder), as word sets of which every `word` 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import sys
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 
+from bench import training
 from bench.tasks.kws import synthesis, wordset
 from bench.tasks.kws.synthesis import Rendition
 from bench.tasks.kws.voices import DRAWN, SPLITS
-from bench.tasks.kws.wordset import SAMPLE_RATE, Spoken, WordSet, trimmed
+from bench.tasks.kws.wordset import SAMPLE_RATE, Spoken, WordSet
 from bench.tasks.words.strings import recipe, words_of
-from edgemem.errors import EdgememError, InputError, UsageError
 
 FOLDER = Path(__file__).parents[3] / "build" / "words"
 QUICK_FOLDER = FOLDER.with_name("words-quick")
@@ -35,7 +31,6 @@ QUICK_FOLDER = FOLDER.with_name("words-quick")
 QUICK_SPEAKERS, QUICK_STRINGS = {"train": 12, "valid": 1, "test": 1}, {"train": 4, "valid": 5, "test": 8}
 LONGEST_SECONDS = 4.2  # so that a string fits into a training sequence at any of its speeds
 FASTER = 1.2
-ATTEMPTS = 5
 
 
 def load(split: str, folder: Path = FOLDER) -> WordSet:
@@ -45,50 +40,25 @@ def load(split: str, folder: Path = FOLDER) -> WordSet:
         UsageError: an unknown split.
         InputError: it has not been written.
     """
-    if split not in SPLITS:
-        raise UsageError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    if not (folder / f"{split}.npz").is_file():
-        raise InputError(
-            f"{folder}: spoken strings were wanted, none are there; "
-            f"`python -m bench.tasks.words.data --folder {folder}` makes them"
-        )
-    return wordset.read(folder, split)
+    return wordset.read(folder, split, "bench.tasks.words.data")
 
 
 def said(asked: Rendition) -> Spoken:
-    """A string as a trimmed utterance; one that is too long is spoken again, faster.
+    """A string as a trimmed utterance of its words without commas; one that is too long is spoken again, faster.
 
     Raises:
         InputError: the synthesiser failed, gave silence, or takes too long at any speed.
     """
-    for _ in range(ATTEMPTS):
-        utterance = trimmed(" ".join(words_of(asked.word)), asked.speaker, synthesis.synthesized(asked))
-        if utterance.end - utterance.start <= LONGEST_SECONDS * SAMPLE_RATE:
-            return utterance
-        asked = replace(asked, speed=round(asked.speed * FASTER, 3))
-    raise InputError(f"{asked}: at most {LONGEST_SECONDS} s was wanted, even so it takes longer; use fewer words")
-
-
-def by_one_speaker(asked: Sequence[Rendition]) -> list[Spoken]:
-    """The strings of one speaker, in order."""
-    return [said(rendition) for rendition in asked]
-
-
-def all_said(asked: Sequence[Rendition], workers: int = 2) -> Iterator[Spoken]:
-    """Every string, in order; each speaker in a process of its own, so that its bytes do not depend on others."""
-    groups = [list(group) for _, group in groupby(asked, key=lambda rendition: rendition.speaker)]
-    with multiprocessing.get_context("fork").Pool(workers, maxtasksperchild=1) as pool:
-        for utterances in pool.imap(by_one_speaker, groups, chunksize=1):
-            yield from utterances
+    utterance = synthesis.spoken(asked, longest=LONGEST_SECONDS, shortest=0.0, faster=FASTER)
+    return replace(utterance, word=" ".join(words_of(utterance.word)))
 
 
 def make(split: str, workers: int = 2, quick: bool = False) -> WordSet:
     """A split by the synthesisers; with `quick`, a small share of it."""
     asked = recipe(split, DRAWN[split])
     if quick:
-        speakers = list(dict.fromkeys(rendition.speaker for rendition in asked))[:: QUICK_SPEAKERS[split]]
-        asked = [rendition for rendition in asked if rendition.speaker in speakers][:: QUICK_STRINGS[split]]
-    return wordset.gathered(all_said(asked, workers))
+        asked = synthesis.thinned(asked, QUICK_SPEAKERS[split], QUICK_STRINGS[split])
+    return wordset.gathered(synthesis.all_spoken(asked, workers, said))
 
 
 def make_all(folder: Path, workers: int = 2, quick: bool = False) -> None:
@@ -113,20 +83,17 @@ def row(split: str, strings: WordSet) -> str:
 
 
 def main() -> None:
-    """Write all splits; print what they hold."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write (build/words)")
-    parser.add_argument("--install", action="store_true", help="install espeak-ng and flite with apt-get first")
-    parser.add_argument("--workers", type=int, default=2, help="synthesiser processes at a time")
-    options = parser.parse_args()
+    """See the module docstring."""
+    options = synthesis.maker_arguments(__doc__, FOLDER).parse_args()
+    training.as_command(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Install the synthesisers if asked to, and make everything."""
     begin = time.perf_counter()
-    try:
-        if options.install:
-            synthesis.install()
-        make_all(options.folder, options.workers)
-    except EdgememError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    if options.install:
+        synthesis.install()
+    make_all(options.folder, options.workers)
     print(f"{time.perf_counter() - begin:.0f} s")
 
 
