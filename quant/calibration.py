@@ -41,8 +41,9 @@ PENDING = 256  # steps whose rows are multiplied at once
 SOURCES = "sources"  # the text of edgemem's own modules
 SOURCE_BYTES = 1 << 16
 SPEECH = "speech_calibration.npz"
+SPOTTERS = ("kws-lmuformer", "kws-tiny", "kws-spiking-lmuformer", "kws-gru", "kws-transformer")
 EXCERPTS = {
-    **dict.fromkeys(("kws-lmuformer", "kws-spiking-lmuformer", "kws-gru", "kws-transformer", "asr-folding"), SPEECH),
+    **dict.fromkeys((*SPOTTERS, "asr-folding"), SPEECH),
     **dict.fromkeys(("lm-rwkv4", "lm-memformer", "lm-transformer-xl", "lm-transformer"), SOURCES),
 }
 PROBE_EPISODES, PROBE_SEED = 16, 7  # a seed that training may draw from

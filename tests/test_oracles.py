@@ -88,6 +88,7 @@ CASES: dict[str, tuple[str, Settings]] = {
         ),
     ),
     "kws-lmuformer": ("kws_lmuformer", sizes(**SPOTTERS, **LMUFORMERS, width=small)),
+    "kws-tiny": ("kws_lmuformer", sizes(**SPOTTERS, **LMUFORMERS, width=small)),
     "kws-spiking-lmuformer": (
         "kws_spiking",
         sizes(**SPOTTERS, **LMUFORMERS, width=small, decay=st.sampled_from([0.0, 0.5])),

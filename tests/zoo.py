@@ -20,6 +20,7 @@ SMALL: dict[str, dict[str, object]] = {
     "lm-rwkv4": {"layers": 2, "width": 8},
     "lmu": {"layers": 2, "width": 6, "order": 4, "features": 3, "outputs": 2},
     "kws-lmuformer": {"layers": 2, "width": 8, "order": 4, "channels": 2, "convolutions": 2, "features": 8},
+    "kws-tiny": {"layers": 1, "width": 8, "order": 3, "channels": 2, "convolutions": 1, "features": 8},
     # wide enough for a small change anywhere to make or spare a spike
     "kws-spiking-lmuformer": {"layers": 1, "width": 48, "order": 4, "channels": 24, "convolutions": 2, "features": 8},
     "kws-gru": {"layers": 2, "width": 8, "features": 8},

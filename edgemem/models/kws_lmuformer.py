@@ -46,6 +46,16 @@ class KWSConfig(SpotterConfig):
         check_window(self, self.window)
 
 
+@dataclass(frozen=True)
+class TinyKWSConfig(KWSConfig):
+    """Sizes of `kws-tiny`: for a core of a few megahertz without an FPU, and 16 KiB of RAM."""
+
+    width: int = 24
+    order: int = 8
+    channels: int = 4
+    convolutions: int = 2
+
+
 class Mixer(Composite):
     """W2 relu(conv(W1 x)): x [batch, width], the convolution depthwise over time."""
 
@@ -107,5 +117,14 @@ MODELS = (
         config=KWSConfig,
         build=KWSLMUFormer,
         checkpoint="kws-lmuformer.safetensors",
+    ),
+    ModelSpec(
+        name="kws-tiny",
+        family="lmu",
+        paper="Liu, Datta, Li & Beerel, LMUFormer, ICLR 2024 (arXiv:2402.04882)",
+        summary="The same in an eighth of the size, for a Cortex-M0 with 16 KiB of RAM",
+        config=TinyKWSConfig,
+        build=KWSLMUFormer,
+        checkpoint="kws-tiny.safetensors",
     ),
 )

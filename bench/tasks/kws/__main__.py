@@ -1,7 +1,8 @@
 """Train keyword spotters on the same words, and say how good each is on voices that none of them has heard.
 
-    python -m bench.tasks.kws                      the shipped one, then all four to compare: half an hour
+    python -m bench.tasks.kws                      the shipped ones, then all four to compare: half an hour
     python -m bench.tasks.kws --model shipped      the shipped one alone: about 10 minutes
+    python -m bench.tasks.kws --model kws-tiny     the one for microcontrollers alone: about 5 minutes
     python -m bench.tasks.kws --model kws-gru      one of those to compare
     python -m bench.tasks.kws --quick              all of it in miniature, words included, to see that it works
     python -m bench.tasks.kws --evaluate           the checkpoints that are there, without training
@@ -41,7 +42,8 @@ from edgemem.tasks import kws
 
 SHIPPED, SHIPPED_STEPS = "kws-lmuformer", 7500
 COMPARED = {"kws-lmuformer": 2100, "kws-gru": 1000, "kws-spiking-lmuformer": 1150, "kws-transformer": 1100}  # steps
-RUNS = ("shipped", *COMPARED)
+TINY, TINY_STEPS = "kws-tiny", 4000
+RUNS = ("shipped", TINY, *COMPARED)
 HALF = ("kws-gru", "kws-spiking-lmuformer", "kws-transformer")  # kept as float16; the shipped one stays exact
 QUICK: dict[str, Any] = {"steps": 120, "batch": 8, "judged": 0.5}
 CLIPS_PER_LABEL = {False: 90, True: 10}  # of the validation voices; the latter for --quick
@@ -113,23 +115,29 @@ def run(names: Sequence[str], folder: Path, options: argparse.Namespace) -> None
             continue
         history: dict[str, Any] = {}
         if not options.evaluate:
-            steps = options.steps or (SHIPPED_STEPS if ships else COMPARED[name])
+            steps = options.steps or {"shipped": SHIPPED_STEPS, TINY: TINY_STEPS, **COMPARED}[name]
             recipe = Recipe(seed=options.seed, steps=steps)
             recipe = replace(recipe, **(QUICK if options.quick else {}))
             model, history = trained(model_name, folder, recipe, options.quick)
             training.save(model, checkpoint, torch.float16 if model_name in HALF else torch.float32)
         found = entry(model_name, checkpoint, folder, options.quick)
         result = read(stored)  # now, as another run may have added its model meanwhile
-        known = result if ships else result["compared"].get(name, {})
+        known = result if ships else result.get("tiny", {}) if name == TINY else result["compared"].get(name, {})
         found["training"] = history or known.get("training", {})
-        result = {**result, **found} if ships else {**result, "compared": {**result["compared"], name: found}}
-        written(result, results)
+        written(joined(result, name, found), results)
     if not options.quick:
         card.write(card.entries_of(stored))
 
 
+def joined(result: dict[str, Any], name: str, found: dict[str, Any]) -> dict[str, Any]:
+    """The results with what was found of one run."""
+    if name == TINY:
+        return {**result, "tiny": found}
+    return {**result, **found} if name == "shipped" else {**result, "compared": {**result["compared"], name: found}}
+
+
 def read(stored: Path) -> dict[str, Any]:
-    """The results so far: the shipped model's on top, `compared` under it."""
+    """The results so far: the shipped model's on top, `compared` and `tiny` under it."""
     result: dict[str, Any] = json.loads(stored.read_text()) if stored.is_file() else {"compared": {}}
     return result
 

@@ -19,8 +19,14 @@ def section(result: dict[str, Any]) -> Section:
     accuracy = [[LEVELS[level], f"{100 * result['accuracy'][level]:.1f} %"] for level in LEVELS]
     tables = [Table("The shipped spotter: accuracy on clips", ("level", "accuracy"), accuracy)]
     tables.append(Table("and words that are no keywords, clean", ("words", "taken for unknown"), rejected(result)))
+    if "tiny" in result:
+        tables.append(Table("The one for microcontrollers", COMPARED_HEADS, compared({"kws-tiny": result["tiny"]})))
     if result["compared"]:
-        tables.append(Table("Models trained alike: the same data and processor time", COMPARED_HEADS, compared(result)))
+        tables.append(
+            Table(
+                "Models trained alike: the same data and processor time", COMPARED_HEADS, compared(result["compared"])
+            )
+        )
     return Section(
         title="Keyword spotting",
         text=(
@@ -68,7 +74,7 @@ COMPARED_HEADS = (
 )  # fmt: skip
 
 
-def compared(result: dict[str, Any]) -> list[list[str]]:
+def compared(models: dict[str, Any]) -> list[list[str]]:
     """A row per model."""
     return [
         [
@@ -81,7 +87,7 @@ def compared(result: dict[str, Any]) -> list[list[str]]:
             f"{found['training']['processor_minutes']:.1f}",
             f"{found['training']['recipe']['steps']:,}",
         ]
-        for name, found in result["compared"].items()
+        for name, found in models.items()
     ]
 
 
