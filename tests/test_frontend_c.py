@@ -23,6 +23,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 # Stated in edgemem_frontend.h: float32 against float64. A sum over all mels, MFCC 0, has sqrt(mels) of the error.
 LOG_MEL_BOUND, MFCC_BOUND = 1e-4, 5e-4
+# Stated in edgemem_fixed.h: filters have 15 bits, energies 28.
+FIXED_LOG_MEL_BOUND, FIXED_MFCC_BOUND = 1e-2, 3e-2
+FORMS = ("float", "fixed")
 
 MAIN = """\
 #include "model_frontend.h"

@@ -105,6 +105,12 @@ def check(board: Board, program: Generated, budget: Budget) -> None:
             )
 
 
+def free(board: Board, budget: Budget) -> dict[str, int]:
+    """Bytes of the board's memory that the firmware leaves."""
+    assert board.flash_bytes is not None and board.ram_bytes is not None
+    return {"flash": board.flash_bytes - budget.flash_bytes, "ram": board.ram_bytes - budget.ram_bytes}
+
+
 def advice(program: Generated, what: str, parts: dict[str, int], excess: int) -> str:
     """The change that costs the least quality among those that would free `excess` bytes."""
     contract = program.model.contract

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from edgemem.runtimes.firmware import elf
 
 IMAGE = "firmware.elf"
 SHARED = "src"  # folder of what is not the model's
+EXAMPLES = "examples"  # folder of other programs than the firmware
+MAIN = f"{SHARED}/main.c"
 COMMON = ("main.c", "selftest.c", "serve.c", "snapshot.c", "memory.c", "counter.c", "marks.c", "console_text.c")
 HEADERS = ("console.h", "counter.h", "edgemem_model.h", "flash.h", "marks.h", "selftest.h", "serve.h", "snapshot.h",
            "start.h")  # fmt: skip
@@ -32,6 +35,17 @@ LDFLAGS = (
 FAST = ("-O2", "-ffp-contract=off")  # of kernels that are C text
 BOOT2_BYTES = 252
 HARD_ERRORS = 8  # lines of a tool's output that an error shows
+
+
+@dataclass(frozen=True)
+class Sound:
+    """The part of a project that takes sound, see `sound.py`; paths from its folder."""
+
+    sources: tuple[str, ...]
+    fast: tuple[str, ...]  # those of them that are compiled for speed
+    examples: dict[str, tuple[str, ...]]  # sources by image
+    ram_bytes: int
+    fixed: bool  # whether features are computed in fixed point
 
 
 def c_files(board: Board) -> list[str]:
@@ -58,11 +72,23 @@ def copy_sources(board: Board, folder: Path) -> list[str]:
     return [f"{SHARED}/{name}" for name in names]
 
 
-def makefile(board: Board, name: str, sources: Sequence[str], kernels: Sequence[str]) -> str:
-    """GNU Make: `make` builds firmware.elf and firmware.bin; without `kernels` as sources, they are an object."""
-    objects = " ".join(str(Path(s).with_suffix(".o")) for s in (*sources, *kernels))
+def objects_of(sources: Sequence[str]) -> str:
+    return " ".join(str(Path(source).with_suffix(".o")) for source in sources)
+
+
+def makefile(
+    board: Board, name: str, sources: Sequence[str], kernels: Sequence[str], sound: Sound | None = None
+) -> str:
+    """GNU Make: `make` builds firmware.elf and firmware.bin, `make clip.elf` an example.
+
+    Without `kernels` as sources, they are an object.
+    """
+    objects = objects_of((*sources, *kernels))
     given = "" if kernels else f" {name}_kernels.o"
-    fast = f"{' '.join(str(Path(s).with_suffix('.o')) for s in kernels)}: CFLAGS += {' '.join(FAST)}" if kernels else ""
+    quick = (*kernels, *(sound.fast if sound is not None else ()))
+    fast = f"{objects_of(quick)}: CFLAGS += {' '.join(FAST)}" if quick else ""
+    extra = example_rules(sound, given) if sound is not None else ""
+    made = "" if sound is None else f" {objects_of([s for e in sound.examples.values() for s in e])} $(SOUND)"
     prefix = board.compiler.removesuffix("gcc")
     checksum = " -DBOOT_CHECKSUM=$(BOOT_CHECKSUM)" if board.boot == "rp2040" else ""
     boot = BOOT_RULE if board.boot == "rp2040" else ""
@@ -83,7 +109,7 @@ firmware.bin: firmware.elf
 {fast}
 firmware.elf: $(OBJECTS){given} firmware.ld
 \t$(CC) $(CORE) $(LDFLAGS) -o $@ $(OBJECTS){given} -Wl,--start-group -lc -lgcc -Wl,--end-group
-
+{extra}
 %.o: %.c $(wildcard *.h src/*.h)
 \t$(CC) $(CORE) $(CFLAGS) $(EXTRA) -c $< -o $@
 
@@ -93,10 +119,23 @@ firmware.elf: $(OBJECTS){given} firmware.ld
 {name}_weights.o: {name}_weights.bin
 
 clean:
-\trm -f $(OBJECTS) firmware.elf firmware.bin firmware.map
+\trm -f $(OBJECTS){made} *.elf firmware.bin *.map
 
 .PHONY: clean
 """
+
+
+def example_rules(sound: Sound, given: str) -> str:
+    """Images with another main than the firmware's."""
+    rules = "".join(
+        f"""\
+{name}.elf: $(filter-out {objects_of([MAIN])},$(OBJECTS)) $(SOUND) {objects_of(sources)}{given} firmware.ld
+\t$(CC) $(CORE) $(LDFLAGS) -Wl,-Map={name}.map -o $@ $(filter %.o,$^) -Wl,--start-group -lc -lgcc -Wl,--end-group
+
+"""
+        for name, sources in sound.examples.items()
+    )
+    return f"\nSOUND := {objects_of(sound.sources)}\n{rules}{EXAMPLES}/clip_data.o: $(wildcard {EXAMPLES}/clip.bin)\n"
 
 
 BOOT_RULE = """\
@@ -104,30 +143,42 @@ include boot_checksum.mk
 """
 
 
-def cmakelists(board: Board, name: str, sources: Sequence[str], kernels: Sequence[str]) -> str:
+def cmakelists(
+    board: Board, name: str, sources: Sequence[str], kernels: Sequence[str], sound: Sound | None = None
+) -> str:
     """CMake: the same build; give it `-DCMAKE_TOOLCHAIN_FILE=toolchain.cmake`."""
     checksum = "include(boot_checksum.cmake)\n" if board.boot == "rp2040" else ""
-    files = " ".join((*sources, *kernels)) if kernels else " ".join((*sources, f"{name}_kernels.o"))
-    properties = (
-        f'{" ".join(kernels)} PROPERTIES COMPILE_OPTIONS "{";".join(FAST)}"'
-        if kernels
-        else f"{name}_kernels.o PROPERTIES EXTERNAL_OBJECT TRUE GENERATED TRUE"
-    )
+    common = [source for source in sources if source != MAIN]
+    common += kernels if kernels else [f"{name}_kernels.o"]
+    quick = (*kernels, *(sound.fast if sound is not None else ()))
+    properties = f'set_source_files_properties({" ".join(quick)} PROPERTIES COMPILE_OPTIONS "{";".join(FAST)}")\n'
+    properties = properties if quick else ""
+    if not kernels:
+        properties += f"set_source_files_properties({name}_kernels.o PROPERTIES EXTERNAL_OBJECT TRUE GENERATED TRUE)\n"
+    images = [image("firmware", f"{MAIN} {' '.join(common)}", "")]
+    for example, own in sound.examples.items() if sound is not None else ():
+        assert sound is not None
+        images.append(image(example, " ".join((*own, *sound.sources, *common)), " EXCLUDE_FROM_ALL"))
     return f"""\
 # Generated by edgemem: {name} on {board.title}.
 #   cmake -B build -DCMAKE_TOOLCHAIN_FILE=toolchain.cmake && cmake --build build
 cmake_minimum_required(VERSION 3.16)
 project(firmware C ASM)
-add_executable(firmware.elf {files})
-set_source_files_properties({properties})
-set_source_files_properties({name}_weights.S PROPERTIES OBJECT_DEPENDS
+{properties}set_source_files_properties({name}_weights.S PROPERTIES OBJECT_DEPENDS
   ${{CMAKE_CURRENT_SOURCE_DIR}}/{name}_weights.bin)
-target_compile_options(firmware.elf PRIVATE $<$<COMPILE_LANGUAGE:C>:{";".join(CFLAGS)}>)
-target_include_directories(firmware.elf PRIVATE ${{CMAKE_CURRENT_SOURCE_DIR}} ${{CMAKE_CURRENT_SOURCE_DIR}}/{SHARED})
-target_link_options(firmware.elf PRIVATE {" ".join(f for f in LDFLAGS if not f.startswith("-T"))}
+{"".join(images)}{checksum}"""
+
+
+def image(name: str, files: str, rest: str) -> str:
+    """One image of a CMake project."""
+    return f"""\
+add_executable({name}.elf{rest} {files})
+target_compile_options({name}.elf PRIVATE $<$<COMPILE_LANGUAGE:C>:{";".join(CFLAGS)}>)
+target_include_directories({name}.elf PRIVATE ${{CMAKE_CURRENT_SOURCE_DIR}} ${{CMAKE_CURRENT_SOURCE_DIR}}/{SHARED})
+target_link_options({name}.elf PRIVATE {" ".join(f for f in LDFLAGS if not f.startswith("-T"))}
   -T${{CMAKE_CURRENT_SOURCE_DIR}}/firmware.ld)
-target_link_libraries(firmware.elf PRIVATE -Wl,--start-group c gcc -Wl,--end-group)
-{checksum}"""
+target_link_libraries({name}.elf PRIVATE -Wl,--start-group c gcc -Wl,--end-group)
+"""
 
 
 def toolchain_cmake(board: Board) -> str:
@@ -162,7 +213,7 @@ def write_boot_checksum(board: Board, folder: Path) -> None:
     value = f"{boot_checksum(section.data[:BOOT2_BYTES]):#010x}"
     (folder / "boot_checksum.mk").write_text(f"BOOT_CHECKSUM := {value}\n")
     (folder / "boot_checksum.cmake").write_text(
-        f"target_compile_definitions(firmware.elf PRIVATE $<$<COMPILE_LANGUAGE:ASM>:BOOT_CHECKSUM={value}>)\n"
+        f"set_source_files_properties({SHARED}/boot_rp2040.S PROPERTIES COMPILE_DEFINITIONS BOOT_CHECKSUM={value})\n"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from edgemem.runtimes.aot.compiler import (
     write_manifest,
 )
 from edgemem.runtimes.aot.toolchain import toolchain
-from edgemem.runtimes.firmware import budget, build, elf, layout, sources
+from edgemem.runtimes.firmware import budget, build, elf, layout, sound, sources
 from edgemem.runtimes.firmware.vectors import Vectors, vectors
 from edgemem.runtimes.integer.generate import IntegerKernels, is_integer
 from edgemem.runtimes.integer.generate import generated as integer_step
@@ -47,16 +48,18 @@ def write_firmware(
         place = Path(folder)
         predicted = budget.predicted(board, program, checks, place, tools)
         budget.check(board, program, predicted)
-        write_project(place, board, program, checks, predicted)
+        heard = write_project(place, board, program, checks, predicted)
         progress("building")
         build.make(place, "EXTRA=-Werror")
         manifest = manifest_of(place, program.model, board, program.source, program.kernels, tools)
         manifest["budget"] = budget.weighed(board, predicted, elf.read(place / build.IMAGE))
         manifest["products"] = program.products
         manifest["integer"] = integer_facts(program, reason)
+        manifest["sound"] = None if heard is None else asdict(heard)
         clean(place, program)
         write_manifest(place, manifest)
-        shutil.rmtree(output / build.SHARED, ignore_errors=True)
+        for own in (build.SHARED, build.EXAMPLES):
+            shutil.rmtree(output / own, ignore_errors=True)
         install(place, output)
     return manifest
 
@@ -90,8 +93,10 @@ def integer_facts(program: Generated, reason: str | None) -> dict[str, Any]:
     return {"step": True, "reason": None, "state_scales": program.kernels.step.scales}
 
 
-def write_project(folder: Path, board: Board, program: Generated, checks: Vectors, predicted: budget.Budget) -> None:
-    """Every source of a project, beside the kernels' object."""
+def write_project(
+    folder: Path, board: Board, program: Generated, checks: Vectors, predicted: budget.Budget
+) -> build.Sound | None:
+    """Every source of a project, beside the kernels' object; what of it takes sound."""
     source, name = program.source, program.source.name
     bank = budget.bank_bytes(board, source)
     own = folder / build.SHARED
@@ -109,9 +114,11 @@ def write_project(folder: Path, board: Board, program: Generated, checks: Vector
         build.write_boot_checksum(board, folder)
     files = [*shared, f"{build.SHARED}/edgemem_model.c", f"{build.SHARED}/vectors.c", f"{name}.c", f"{name}_weights.S"]
     kernels = program.kernels.sources(folder)
-    (folder / "Makefile").write_text(build.makefile(board, name, files, kernels))
-    (folder / "CMakeLists.txt").write_text(build.cmakelists(board, name, files, kernels))
+    heard = sound.write(folder, board, name, source.contract, budget.free(board, predicted))
+    (folder / "Makefile").write_text(build.makefile(board, name, files, kernels, heard))
+    (folder / "CMakeLists.txt").write_text(build.cmakelists(board, name, files, kernels, heard))
     (folder / "toolchain.cmake").write_text(build.toolchain_cmake(board))
+    return heard
 
 
 def clean(folder: Path, program: Generated) -> None:
