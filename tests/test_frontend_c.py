@@ -48,15 +48,22 @@ int main(void)
 """
 
 
-def built(f: FrontEnd, folder: Path, block: int) -> Path:
+def built(f: FrontEnd, folder: Path, block: int, form: str, *flags: str) -> Path:
     """A program that turns PCM on stdin into rows on stdout, `block` samples at a time."""
-    for name in emit_frontend.SOURCES:
+    fixed = form == "fixed"
+    sources = emit_frontend.FIXED_SOURCES if fixed else emit_frontend.SOURCES
+    for name in sources:
         (folder / name).write_text(emit_frontend.source(name))
-    (folder / "model_frontend.h").write_text(emit_frontend.header("model", f))
-    (folder / "main.c").write_text(MAIN)
+    header = emit_frontend.fixed_header if fixed else emit_frontend.header
+    (folder / "model_frontend.h").write_text(header("model", f))
+    text = MAIN.replace("edgemem_frontend", "edgemem_fixed").replace("&model_frontend", "&model_fixed")
+    text = text.replace(
+        "float room[MODEL_FRONTEND_FLOATS], row", "edgemem_fixed_bin room[MODEL_FRONTEND_BINS];\nstatic float row"
+    )
+    (folder / "main.c").write_text(text if fixed else MAIN)
     subprocess.run(
-        ["gcc", "-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", "-O1", f"-DBLOCK={block}",
-         "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-o", "rows", "main.c", "edgemem_frontend.c"],
+        ["gcc", "-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", "-O1", f"-DBLOCK={block}", *flags,
+         "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-o", "rows", "main.c", sources[1]],
         cwd=folder, check=True,
     )  # fmt: skip
     return folder / "rows"
@@ -72,19 +79,37 @@ def pcm_of(samples: int, seed: int) -> Array:
     return np.round(sound * 32767).astype("<i2")
 
 
-def check(f: FrontEnd, folder: Path, pcm: Array, block: int) -> None:
-    done = subprocess.run([built(f, folder, block)], input=pcm.tobytes(), capture_output=True)
+def check(f: FrontEnd, folder: Path, pcm: Array, block: int, form: str, *flags: str) -> bytes:
+    """Compare with the Python front end; the rows as they came."""
+    done = subprocess.run([built(f, folder, block, form, *flags)], input=pcm.tobytes(), capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     came = np.frombuffer(done.stdout, np.float32).reshape(-1, f.width)
     wanted = f.features(pcm.astype(np.float32) / np.float32(32768))
     assert came.shape == wanted.shape
-    bound = (LOG_MEL_BOUND if f.coefficients is None else MFCC_BOUND) * abs(f.scale)
-    assert np.abs(came - wanted).max() <= bound
+    bounds = (LOG_MEL_BOUND, MFCC_BOUND) if form == "float" else (FIXED_LOG_MEL_BOUND, FIXED_MFCC_BOUND)
+    assert np.abs(came - wanted).max() <= bounds[f.coefficients is not None] * abs(f.scale)
+    return done.stdout
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", FRONT_ENDS)
-def test_rows_are_those_of_the_python_front_end(name: str, tmp_path: Path) -> None:
-    check(FRONT_ENDS[name], tmp_path, pcm_of(48_000, seed=3), block=333)
+def test_rows_are_those_of_the_python_front_end(name: str, form: str, tmp_path: Path) -> None:
+    check(FRONT_ENDS[name], tmp_path, pcm_of(48_000, seed=3), 333, form)
+
+
+def test_fixed_point_overflows_nowhere_and_is_the_same_without_long_products(tmp_path: Path) -> None:
+    """Full-scale tones, squares, impulses, the least noise and silence; the sanitizer sees what overflows."""
+    n, f = np.arange(16_000), FRONT_ENDS["log_mel"]
+    sounds = (
+        32767 * np.sin(2 * np.pi * 1000.3 / 16_000 * n),
+        np.where(np.sin(0.05 * n) > 0, 32767, -32768),
+        np.where(n % 977 == 0, -32768, 0),
+        np.random.default_rng(0).normal(0, 1.5, len(n)),
+        np.full(len(n), -32768),
+        np.zeros(len(n)),
+    )
+    pcm = np.concatenate([np.round(sound) for sound in sounds]).astype("<i2")
+    assert check(f, tmp_path, pcm, 777, "fixed") == check(f, tmp_path, pcm, 777, "fixed", "-D__ARM_ARCH_6M__")
 
 
 @settings(max_examples=8, deadline=None)
@@ -95,12 +120,13 @@ def test_rows_are_those_of_the_python_front_end(name: str, tmp_path: Path) -> No
     mels=st.integers(1, 30),
     stack=st.integers(1, 3),
     coefficients=st.none() | st.integers(1, 8),
+    form=st.sampled_from(FORMS),
     block=st.integers(1, 2000),
     seed=st.integers(0, 99),
 )
 def test_any_front_end_has_its_twin(
     tmp_path_factory: pytest.TempPathFactory, fft: int, window: float, hop: float, mels: int, stack: int,
-    coefficients: int | None, block: int, seed: int,
+    coefficients: int | None, form: str, block: int, seed: int,
 ) -> None:  # fmt: skip
     samples = max(1, int(window * fft))
     kind = {"kind": "log_mel"} if coefficients is None else {"kind": "mfcc", "coefficients": min(coefficients, mels)}
@@ -111,7 +137,7 @@ def test_any_front_end_has_its_twin(
         )  # fmt: skip
     except ContractError:  # a filter without a bin: no such front end
         return
-    check(f, tmp_path_factory.mktemp("frontend"), pcm_of(6 * samples * stack, seed), block)
+    check(f, tmp_path_factory.mktemp("frontend"), pcm_of(6 * samples * stack, seed), block, form)
 
 
 @pytest.mark.parametrize("name", ["kws-lmuformer", "asr-folding"])

@@ -189,9 +189,13 @@ class Generated:
 
 
 def generated(
-    path: Path, board: Board, name: str | None = None, progress: Callable[[str], None] = lambda stage: None
+    path: Path,
+    board: Board,
+    name: str | None = None,
+    progress: Callable[[str], None] = lambda stage: None,
+    target: Machine | None = None,
 ) -> Generated:
-    """Import, fuse, schedule and place a model for a board.
+    """Import, fuse, schedule and place a model for a board; `target` stands in for the machine of the board.
 
     Raises:
         ModelFileError, ContractError: the file is not a model, or has an operator without a kernel.
@@ -200,7 +204,7 @@ def generated(
     name = emit_calls.identifier(name or model.contract.model.name).lower()
     ranges = {port.name: port.range for port in model.contract.inputs if port.range is not None}
     progress("importing")
-    target = machine(board)
+    target = machine(board) if target is None else target
     found = imported(model, target)
     progress("fusing")
     with quiet():

@@ -140,7 +140,7 @@ def weighed(board: Board, budget: Budget, image: elf.Elf) -> dict[str, Any]:
             "code": sum(size(s) for s in (".boot", ".vectors", ".image_def", ".text", ".rodata", ".data")),
             "weights": size(".weights"),
             "test_vectors": size(".testvectors"),
-            "snapshots": size(".snapshot"),
+            "snapshots": image.symbols["snapshot_end"][0] - image.symbols["snapshot_start"][0],
         },
         "ram": {
             "stack": size(".stack"),

@@ -104,7 +104,7 @@ OBJECTS := {objects}
 EXTRA ?=
 {boot}
 firmware.bin: firmware.elf
-\t$(OBJCOPY) -O binary -R .snapshot $< $@
+\t$(OBJCOPY) -O binary $< $@
 
 {fast}
 firmware.elf: $(OBJECTS){given} firmware.ld

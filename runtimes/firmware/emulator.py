@@ -35,8 +35,8 @@ WHOLE = 0xFFFFFFFF
 COUNTED = ("-icount", "shift=0")  # one instruction is one nanosecond of the emulated clock
 
 
-def command_of(board: Board, image: Path, counted: bool = False) -> list[str]:
-    """The emulator's command line.
+def command_of(board: Board, image: Path, counted: bool = False, flash: tuple[Path, int] | None = None) -> list[str]:
+    """The emulator's command line; `flash` is a file of bytes, and the address where they lie at the start.
 
     Raises:
         MissingDependency: the board has no emulator, or it is not installed.
@@ -54,7 +54,8 @@ def command_of(board: Board, image: Path, counted: bool = False) -> list[str]:
     if not uart:
         link += ["-semihosting-config", "enable=on,target=native"]
     screen = ["-display", "none", "-monitor", "none"]
-    return [*board.emulator, *screen, *link, *(COUNTED if counted else ()), "-kernel", str(image)]
+    more = [] if flash is None else ["-device", f"loader,file={flash[0]},addr={flash[1]:#x},force-raw=on"]
+    return [*board.emulator, *screen, *link, *more, *(COUNTED if counted else ()), "-kernel", str(image)]
 
 
 class Session:
@@ -152,8 +153,9 @@ class BoardState(StateBlock):
         contract: Contract,
         scales: Mapping[str, float] | None = None,
         timeout_s: float = TIMEOUT_S,
+        flash_bytes: int = 0,
     ) -> None:
-        self._contract, self._scales = contract, dict(scales or {})
+        self._contract, self._scales, self.flash_bytes = contract, dict(scales or {}), flash_bytes
         self._kinds = {s.name: DTYPE if s.name in self._scales else s.dtype for s in contract.states}
         self.session = Session(command, timeout_s)
         try:
@@ -211,6 +213,16 @@ class BoardState(StateBlock):
         self.session.send(b"L")
         return self.session.word()
 
+    def flash(self) -> bytes:
+        """Both banks of snapshots as they are; see `flash.py`."""
+        self.session.send(b"F")
+        return self.session.receive(self.flash_bytes)
+
+    @property
+    def restored(self) -> bool:
+        """Whether the firmware started from a snapshot in flash."""
+        return b"state from flash\n" in self.session.said.replace(b"\r", b"")
+
     def _done(self, command: bytes) -> None:
         self.session.send(command)
         code = self.session.word()
@@ -227,15 +239,28 @@ class BoardProgram(Program):
     """Firmware on an emulated board; every stream is a board of its own."""
 
     def __init__(
-        self, board: Board, image: Path, contract: Contract, weight_bytes: int, integer: Mapping[str, Any]
+        self,
+        board: Board,
+        image: Path,
+        contract: Contract,
+        weight_bytes: int,
+        integer: Mapping[str, Any],
+        snapshots: Mapping[str, Any] | None = None,
     ) -> None:
+        self._snapshots = dict(snapshots or {"bank_bytes": 0, "address": 0})
         self.contract, self.weight_bytes = contract, weight_bytes
         self.integer, self._scales = bool(integer.get("step")), dict(integer.get("state_scales", {}))
         self.board, self.runtime = board, f"aot on {board.name}"
         self._image, self._command = image, command_of(board, image)
 
     def new_state(self) -> BoardState:
-        return BoardState(self._command, self.contract, self._scales)
+        return self.started()
+
+    def started(self, flash: Path | None = None) -> BoardState:
+        """A board just switched on; `flash` is a file with both banks of snapshots, erased where there is none."""
+        place = None if flash is None else (flash, int(self._snapshots["address"]))
+        command = self._command if place is None else command_of(self.board, self._image, flash=place)
+        return BoardState(command, self.contract, self._scales, flash_bytes=2 * int(self._snapshots["bank_bytes"]))
 
     def step(self, inputs: Mapping[str, Array], state: StateBlock) -> dict[str, Array]:
         assert isinstance(state, BoardState)
@@ -261,4 +286,5 @@ def board_program(folder: Path, manifest: Mapping[str, Any], contract: Contract)
     """
     board = Board.model_validate(manifest["board"])
     integer = manifest.get("integer", {})
-    return BoardProgram(board, folder / IMAGE, contract, int(manifest["bytes"]["weights"]), integer)
+    weights = int(manifest["bytes"]["weights"])
+    return BoardProgram(board, folder / IMAGE, contract, weights, integer, manifest.get("snapshots"))

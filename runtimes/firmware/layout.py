@@ -115,14 +115,12 @@ def data_load(board: Board) -> str:
 
 
 def snapshots(board: Board, bank_bytes: int) -> str:
-    """Both banks at the end of flash."""
+    """Both banks at the end of flash: no section, so that an image leaves alone what is in them."""
     if board.flash_driver is None:
-        return "    snapshot_start = 0;"
+        return "    snapshot_start = 0;\n    snapshot_end = 0;"
     assert board.flash_origin is not None and board.flash_bytes is not None
-    start = board.flash_origin + board.flash_bytes - 2 * bank_bytes
+    end = board.flash_origin + board.flash_bytes
     return f"""\
-    .snapshot {start:#010x} (NOLOAD) :
-    {{
-        snapshot_start = .;
-        . += {2 * bank_bytes};
-    }} > FLASH"""
+    snapshot_start = {end - 2 * bank_bytes:#010x};
+    snapshot_end = {end:#010x};
+    ASSERT(LOADADDR(.data) + SIZEOF(.data) <= snapshot_start, "flash is too small for two snapshots")"""

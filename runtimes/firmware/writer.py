@@ -55,6 +55,7 @@ def write_firmware(
         manifest["budget"] = budget.weighed(board, predicted, elf.read(place / build.IMAGE))
         manifest["products"] = program.products
         manifest["integer"] = integer_facts(program, reason)
+        manifest["snapshots"] = snapshot_facts(board, program)
         manifest["sound"] = None if heard is None else asdict(heard)
         clean(place, program)
         write_manifest(place, manifest)
@@ -91,6 +92,14 @@ def integer_facts(program: Generated, reason: str | None) -> dict[str, Any]:
     if not isinstance(program.kernels, IntegerKernels):
         return {"step": False, "reason": reason, "state_scales": {}}
     return {"step": True, "reason": None, "state_scales": program.kernels.step.scales}
+
+
+def snapshot_facts(board: Board, program: Generated) -> dict[str, Any]:
+    """Where the two banks of flash are, and whose states they take."""
+    assert board.flash_origin is not None and board.flash_bytes is not None
+    each = budget.bank_bytes(board, program.source)
+    address = board.flash_origin + board.flash_bytes - 2 * each
+    return {"address": address, "bank_bytes": each, "identity": f"{program.source.identity:#018x}"}
 
 
 def write_project(

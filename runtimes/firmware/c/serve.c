@@ -4,6 +4,7 @@
 #include "console.h"
 #include "counter.h"
 #include "edgemem_model.h"
+#include "flash.h"
 #include "marks.h"
 #include "snapshot.h"
 #include "start.h"
@@ -88,6 +89,13 @@ static int save(void)
     return give_word((uint32_t)snapshot_save(words));
 }
 
+/* Both banks as they are; nothing where there is no flash. */
+static int flash(void)
+{
+    if (flash_there()) console_write(flash_bank(0), 2 * FLASH_BANK_BYTES);
+    return 1;
+}
+
 void serve(void)
 {
     char command;
@@ -101,6 +109,7 @@ void serve(void)
         case 'C': on = count(); break;
         case 'H': on = give_word(stack_used()); break;
         case 'W': on = save(); break;
+        case 'F': on = flash(); break;
         case 'L': on = give_word((uint32_t)snapshot_load()); break;
         default: on = 0;
         }

@@ -11,6 +11,7 @@
  *     H           stack       -> bytes of it that were used so far, in 4 bytes
  *     W words     save        -> to flash, cut off after that many words (all ones: never); its error code
  *     L           load        -> from flash; its error code in 4 bytes
+ *     F           flash   -> both banks of snapshots
  *
  * Numbers lie as they do in the memory of the board. Returns when the host has gone.
  */
