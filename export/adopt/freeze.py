@@ -14,6 +14,7 @@ What is left has a static shape for each of its values.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -30,6 +31,7 @@ from edgemem.text import first_line
 
 LARGEST = 1 << 24  # elements that a constant may have beyond those that it is made of
 PASSED = 4096  # elements up to which a constant's values decide on shapes
+IR_VERSION = 10  # the first with int4
 RANDOM = frozenset(name for name in REFUSED if name.startswith(("Random", "Bernoulli", "Multinomial")))
 STORED = frozenset({"DequantizeLinear"})  # weights in few bits stay so
 STANDARD = ("", "ai.onnx")
@@ -53,6 +55,18 @@ class Freezer:
         self.model, self.graph, self.rewrites = model, model.graph, rewrites
         self.opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
         self.ir_version = model.ir_version
+
+    @property
+    def version(self) -> int:
+        """Of the standard's operators."""
+        opsets = self.model.opset_imports
+        return opsets.get("", opsets.get("ai.onnx", 0))
+
+    def raise_version(self, least: int) -> None:
+        """Let the model use operators of this version; those of version 20 mean the same in 21."""
+        self.model.opset_imports[""] = max(least, self.version)
+        self.opsets = [onnx.helper.make_opsetid(d, version) for d, version in self.model.opset_imports.items()]
+        self.ir_version = self.model.ir_version = max(self.ir_version or 0, IR_VERSION)
 
     def run(self) -> None:
         """Freeze the whole graph.
@@ -156,27 +170,26 @@ class Freezer:
         """
         if node.op_type in ("Shape", "Size"):
             return [shape_of(node)]
-        feeds = {v.name or "": array for v in node.inputs if v is not None and (array := known(v)) is not None}
         try:
-            found = self.evaluated(node, feeds)
+            found = self.evaluated(node)
         except Exception as error:  # the evaluators raise whatever NumPy or onnxruntime do
             raise ExportError(f"{where(node)} of constants cannot be computed ({first_line(error)})") from error
-        if sum(a.size for a in found) > LARGEST + sum(a.size for a in feeds.values()):
+        read = sum(math.prod(build.sizes(value)) for value in node.inputs if value is not None)
+        if sum(a.size for a in found) > LARGEST + read:
             raise ExportError(
                 f"{where(node)} gives {sum(a.size for a in found)} constant elements, {LARGEST} are the limit"
             )
         return found
 
-    def evaluated(self, node: ir.Node, feeds: dict[str, Array]) -> list[Array]:
-        """One node on arrays."""
-        outputs = [onnx.helper.make_empty_tensor_value_info(v.name or f"_{i}") for i, v in enumerate(node.outputs)]
-        proto = ir.serde.serialize_node(node)
-        del proto.output[:]
-        proto.output.extend(output.name for output in outputs)
+    def evaluated(self, node: ir.Node) -> list[Array]:
+        """One node of constants."""
+        proto, places = alone(node)
+        feeds = {name: array for name, value in places.items() if (array := known(value)) is not None}
         inputs = [
             onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
             for name, array in feeds.items()
         ]
+        outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in proto.output]
         graph = onnx.helper.make_graph([proto], "one", inputs, outputs)
         model = onnx.helper.make_model(graph, opset_imports=self.opsets, ir_version=self.ir_version)
         return [np.asarray(array) for array in ReferenceEvaluator(model).run(None, feeds)]
@@ -204,10 +217,10 @@ class Freezer:
             raise ExportError(f"{where(node)}: its shape cannot be known ({first_line(error)})") from error
         kinds = {value.name: value.type for value in found.graph.output}
         results = []
-        for value in node.outputs:
-            kind = kinds.get(value.name or "")
+        for name, value in zip(model.graph.node[0].output, node.outputs, strict=True):
+            kind = kinds.get(name)
             if value.name and (kind is None or not whole(kind)):
-                kind = self.tried(node, model, value.name)
+                kind = self.tried(node, model, name)
             results.append(kind if value.name else None)
         return results
 
@@ -231,17 +244,30 @@ class Freezer:
     def single(self, node: ir.Node) -> onnx.ModelProto:
         """A model of one node: small constants by value, everything else by type."""
         inputs, stored = [], []
-        for value in {v.name: v for v in node.inputs if v is not None}.values():
+        proto, places = alone(node)
+        for name, value in places.items():
             array = known(value)
-            assert value.name is not None and value.dtype is not None, where(node)
+            assert value.dtype is not None, where(node)
             if array is not None and array.size <= PASSED:
-                stored.append(onnx.numpy_helper.from_array(array, value.name))
+                stored.append(onnx.numpy_helper.from_array(array, name))
             else:
-                shape = list(array.shape) if array is not None else list(build.sizes(value))
-                inputs.append(onnx.helper.make_tensor_value_info(value.name, value.dtype.value, shape))
-        outputs = [onnx.helper.make_empty_tensor_value_info(value.name) for value in node.outputs if value.name]
-        graph = onnx.helper.make_graph([ir.serde.serialize_node(node)], "one", inputs, outputs, stored)
+                shape = array.shape if array is not None else build.sizes(value)
+                inputs.append(onnx.helper.make_tensor_value_info(name, value.dtype.value, shape))
+        outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in proto.output if name]
+        graph = onnx.helper.make_graph([proto], "one", inputs, outputs, stored)
         return onnx.helper.make_model(graph, opset_imports=self.opsets, ir_version=self.ir_version)
+
+
+def alone(node: ir.Node) -> tuple[onnx.NodeProto, dict[str, ir.Value]]:
+    """A node under names of its own, and what it reads by them: copies of a body's values share theirs."""
+    names: dict[ir.Value, str] = {}
+    proto = ir.serde.serialize_node(node)
+    for index, value in enumerate(node.inputs):
+        if value is not None:
+            proto.input[index] = names.setdefault(value, f"in{len(names)}")
+    for index, value in enumerate(node.outputs):
+        proto.output[index] = f"out{index}" if value.name else ""
+    return proto, {name: value for value, name in names.items()}
 
 
 def static(value: ir.Value) -> bool:

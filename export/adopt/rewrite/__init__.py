@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from edgemem.export.adopt.freeze import Rewrite
-from edgemem.export.adopt.rewrite import gru, lstm, rnn
+from edgemem.export.adopt.rewrite import (
+    causal_conv,
+    gru,
+    linear_attention,
+    loop,
+    lstm,
+    matmul_nbits,
+    qlinear_matmul,
+    rnn,
+    scan,
+)
 
-UNROLLED: dict[tuple[str, str], Rewrite] = {}  # operators with a body, which have to go before all else
-
-# (domain, operator): what puts other nodes in its place and freezes them
+# (domain, operator): what puts other nodes in its place and freezes them. Those with a body go before all else.
+UNROLLED: dict[tuple[str, str], Rewrite] = {
+    ("", "Loop"): loop.rewrite,
+    ("", "Scan"): scan.rewrite,
+}
 REWRITES: dict[tuple[str, str], Rewrite] = {
+    **UNROLLED,
     ("", "LSTM"): lstm.rewrite,
     ("", "GRU"): gru.rewrite,
     ("", "RNN"): rnn.rewrite,
+    ("", "LinearAttention"): linear_attention.rewrite,
+    ("", "CausalConvWithState"): causal_conv.rewrite,
+    ("", "QLinearMatMul"): qlinear_matmul.rewrite,
+    ("com.microsoft", "MatMulNBits"): matmul_nbits.rewrite,
 }
