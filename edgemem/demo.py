@@ -85,7 +85,7 @@ def frame_us(program: Program) -> float:
     return float(np.median(times)) * 1e6 / program.contract.chunk.frames
 
 
-def torch_program(file: Path) -> Program:
+def in_torch(file: Path) -> Program:
     """The module that a file was exported from, rebuilt with the file's weights, step by step in torch."""
     from edgemem.modelfile import open_model
     from edgemem.reference import rebuilt

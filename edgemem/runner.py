@@ -10,7 +10,6 @@ mic                  the microphone, until Ctrl-C
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -20,6 +19,7 @@ import numpy as np
 from edgemem.errors import InputError, UsageError
 from edgemem.generate import Decoder
 from edgemem.inputs import Inputs
+from edgemem.tasks.bytes import costs
 from edgemem.tasks.kws import QUIET, Detector
 from edgemem.tasks.words import BLANK
 from edgemem.tokenizer import TokenDecoder, text_of, tokenizer_of
@@ -200,7 +200,7 @@ def described(stream: Stream, pairs: Iterable[tuple[Rows, Array | None]], every_
     elif output.labels is not None:
         yield from labelled((rows for rows, _ in pairs), output.labels)
     elif stream.contract.inputs[0].role == "tokens" and output.role == "logits" and not every_row:
-        yield from costs(pairs)
+        yield from token_costs(pairs)
     else:
         yield from each_row(rows for rows, _ in pairs)
     if damage:
@@ -278,7 +278,7 @@ def spans(groups: Iterable[Rows], labels: tuple[str, ...]) -> Iterator[dict[str,
             yield {"t_start": rows[0]["t_start"], "t_end": rows[-1]["t_end"], "label": label, "score": score}
 
 
-def costs(pairs: Iterable[tuple[Rows, Array | None]]) -> Iterator[dict[str, Any]]:
+def token_costs(pairs: Iterable[tuple[Rows, Array | None]]) -> Iterator[dict[str, Any]]:
     """What every token after the first cost a language model, in bits, given the tokens before it."""
     waiting: list[tuple[float, float, Array]] = []  # predictions whose token has not come
     seen: list[int] = []
@@ -290,7 +290,7 @@ def costs(pairs: Iterable[tuple[Rows, Array | None]]) -> Iterator[dict[str, Any]
             start, end, logits = waiting.pop(0)
             given += 1
             token = seen[given]
-            bits = float(-np.log(max(float(softmax(logits)[token]), 1e-30)) / math.log(2))
+            bits = float(costs(logits[None], np.array([token]))[0])
             yield {"t_start": int(start), "t_end": int(end), "token": token, "bits": round(bits, 4)}
 
 

@@ -19,19 +19,9 @@ from hypothesis import strategies as st
 
 from edgemem.audio import FrontEnd, FrontEndStream, microphone, read_audio, read_pcm16
 from edgemem.errors import ContractError, InputError, MissingDependency, SnapshotError
+from tests.front_ends import FRONT_ENDS, LOG_MEL, MFCC, PAIRS
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-LOG_MEL = FrontEnd()
-MFCC = FrontEnd(kind="mfcc", coefficients=13)
-PAIRS = FrontEnd(stack=2)
-FRONT_ENDS = {
-    "log_mel": LOG_MEL,
-    "mfcc": MFCC,
-    "pairs": PAIRS,
-    "no overlap": FrontEnd(window_samples=256, hop_samples=256, fft=256, mels=20, stack=3),
-    "scaled": FrontEnd(kind="mfcc", coefficients=1, mels=12, center=-6.0, scale=0.25, stack=2),
-}
 
 
 def sound_of(samples: int, seed: int = 0) -> Array:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,24 +17,7 @@ import soundfile
 from edgemem import modelfile, onnxfile, runner
 from edgemem.cli.main import COMMANDS
 from edgemem.stream import Rows
-
-EDGEMEM = [sys.executable, "-m", "edgemem"]
-ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
-
-
-def run(*arguments: object, stdin: bytes = b"", code: int = 0, cwd: Path | None = None) -> tuple[str, str]:
-    """stdout and stderr of a command that must leave with `code` and without a traceback."""
-    done = subprocess.run(
-        [*EDGEMEM, *map(str, arguments)], input=stdin, capture_output=True, cwd=cwd, env=ENVIRONMENT, timeout=120
-    )
-    out, err = done.stdout.decode(), done.stderr.decode()
-    assert done.returncode == code, err or out
-    assert "Traceback" not in err + out
-    return out, err
-
-
-def lines(out: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in out.splitlines()]
+from tests.command import EDGEMEM, ENVIRONMENT, lines, run
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -122,8 +104,11 @@ def test_arrays_and_token_numbers_stream(models: Path, tmp_path: Path) -> None:
     rows = lines(run("run", models / "lmu.onnx", "--input", tmp_path / "x.npy", "--json")[0])
     chunked = lines(run("run", models / "lmu4.onnx", "--input", tmp_path / "x.npy", "--json")[0])
     np.testing.assert_allclose([r["values"] for r in rows], [r["values"] for r in chunked], rtol=1e-4, atol=1e-5)
-    out, _ = run("run", models / "lm.onnx", "--input", "-", "--json", stdin=b"hello")
-    assert [row["token"] for row in lines(out)] == list(b"ello")
+    found = lines(run("run", models / "lm.onnx", "--input", "-", "--json", stdin=b"hello")[0])
+    assert [row["token"] for row in found] == list(b"ello")
+    logits = [row["values"] for row in lines(run("run", models / "lm.onnx", "--text", "hello", "--json", "--rows")[0])]
+    shares = [np.exp(row[byte]) / np.exp(row).sum() for row, byte in zip(logits, b"ello", strict=False)]
+    np.testing.assert_allclose([row["bits"] for row in found], -np.log2(shares), atol=1e-3)  # printed in four places
 
 
 BAD = {

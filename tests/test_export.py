@@ -24,23 +24,7 @@ from edgemem.module import StreamingModule, scan, start_state
 from edgemem.state import Port, StateTensor
 from edgemem.weights import altered_tensors, stored_tensors
 from tests import zoo
-
-State = dict[str, Tensor]
-EXAMPLE = torch.zeros(1, 1, 3)
-
-
-class Cell(nn.Module):
-    """The smallest recurrent module a user might write."""
-
-    def __init__(self, width: int = 4) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.mix = nn.Linear(3 + width, width)
-        self.state = (StateTensor("hidden", (width,)),)
-
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        hidden = torch.tanh(self.mix(torch.cat([x, state["hidden"]], dim=-1)))
-        return hidden, {"hidden": hidden}
+from tests.cell import EXAMPLE, Cell, State
 
 
 class Learned(Cell):

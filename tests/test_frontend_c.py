@@ -16,7 +16,7 @@ import edgemem
 from edgemem.audio import FrontEnd
 from edgemem.errors import ContractError
 from edgemem.runtimes.aot import emit_frontend
-from tests.test_audio import FRONT_ENDS
+from tests.front_ends import FRONT_ENDS
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed: apt install gcc")
 Array = np.ndarray[Any, np.dtype[Any]]

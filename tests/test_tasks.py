@@ -16,7 +16,7 @@ from edgemem.errors import ConfigError, InputError, ModelFileError, UsageError
 from edgemem.evaluation import evaluate
 from edgemem.program import load
 from edgemem.tasks import kws
-from tests.test_cli import run
+from tests.command import run
 
 
 @pytest.mark.parametrize("name", tasks.TASKS)

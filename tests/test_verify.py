@@ -137,7 +137,7 @@ def test_a_users_module_is_shown_as_recorded_or_compared_when_given(tmp_path: Pa
     import torch
 
     from edgemem.export import to_onnx
-    from tests.test_export import EXAMPLE, Cell
+    from tests.cell import EXAMPLE, Cell
 
     module = Cell()
     to_onnx(module, EXAMPLE, tmp_path / "m.onnx")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edgemem.models import configured, spec, specs
 from edgemem.module import StreamingModule, declared_states, floating_dtype, segment_length
 from edgemem.state import StateTensor
-from tests.test_oracles import CASES
+from tests.cases import CASES
 
 # Settings that make each model small; a model that is not named runs at its default configuration.
 SMALL: dict[str, dict[str, object]] = {

@@ -42,7 +42,7 @@ def command(output: Path, as_json: bool) -> None:
     file = output / f"{demo.MODEL}.onnx"
     contract = exported(console, demo.MODEL, file)
     report = verified(console, file, demo.VERIFY_STEPS)
-    times = {"torch": demo.frame_us(demo.torch_program(file)), "onnxruntime": demo.frame_us(load(file))}
+    times = {"torch": demo.frame_us(demo.in_torch(file)), "onnxruntime": demo.frame_us(load(file))}
     program = compiled(console, quantized(console, file, times), times)
     timed(console, times, 1e6 * (contract.seconds_per_frame or 0.0))
     heard = listened(console, program)

@@ -50,7 +50,7 @@ def refusal(contract: Contract) -> str | None:
 
 
 def costs(logits: Array, following: Array) -> Array:
-    """Bits that each byte of `following` [time] cost under the logits [time, 256] that came before it."""
+    """Bits that each token of `following` [time] cost under the logits [time, tokens] that came before it."""
     scores = np.asarray(logits, dtype=np.float64)
     top = scores.max(axis=1, keepdims=True)
     total = np.log(np.exp(scores - top).sum(axis=1)) + top[:, 0]
