@@ -106,13 +106,13 @@ def test_instructions_are_counted_and_the_count_repeats(files: Path, on: str, na
 
 
 def test_verify_says_what_the_emulated_core_computes(files: Path) -> None:
-    """One more board by the command line, against torch; a float step gives this machine's bytes only by luck."""
+    """One more board by the command line, against torch; its kernels on this machine give the same bytes."""
     needs("mps2_an385")
     path = str(model(files, "rwkv4"))
     done = CliRunner().invoke(cli, ["verify", path, "--steps", "8", "--board", "mps2_an385", "--json"])
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
-    assert report["ok"] and isinstance(report["byte_equal"], bool)
+    assert report["ok"] and report["byte_equal"]
     assert report["instructions_per_step"]["mps2_an385"] > 1000
     assert {"mps2_an385", "mps2_an385 reset"} <= {stage["name"] for stage in report["stages"]}
 

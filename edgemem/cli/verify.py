@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from edgemem.program import Program
+    from edgemem.runtimes.firmware.emulator import BoardProgram
     from edgemem.runtimes.firmware.proof import Proof
     from edgemem.verify import Report
 
@@ -78,18 +79,24 @@ def firmware_proofs(
     file: Path, programs: Mapping[str, Program], steps: int, seed: int, tick: Callable[[], None]
 ) -> dict[str, Proof]:
     """What there is to say of the programs that are firmware, by board."""
-    from edgemem.program import load
     from edgemem.runtimes.firmware.emulator import BoardProgram
     from edgemem.runtimes.firmware.proof import proof
 
     boards = {name: program for name, program in programs.items() if isinstance(program, BoardProgram)}
     if not boards:
         return {}
-    hosts: dict[bool, Program] = {}
-    for program in boards.values():
-        if program.integer not in hosts:
-            hosts[program.integer] = integer_reference(file) if program.integer else load(file, runtime="aot")
-    return {name: proof(program, hosts[program.integer], steps, seed, tick) for name, program in boards.items()}
+    hosts: dict[str, Program] = {}
+    for name, program in boards.items():
+        hosts[name] = integer_reference(file) if program.integer else float_reference(file, program)
+    return {name: proof(program, hosts[name], steps, seed, tick) for name, program in boards.items()}
+
+
+def float_reference(file: Path, program: BoardProgram) -> Program:
+    """The board's float kernels on this machine, or this machine's own where it cannot round as the board does."""
+    from edgemem.program import load
+    from edgemem.runtimes.firmware.twin import twin
+
+    return twin(file, program.board) or load(file, runtime="aot")
 
 
 def integer_reference(file: Path) -> Program:
