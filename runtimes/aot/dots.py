@@ -6,7 +6,8 @@
     smlad      a unsigned, b signed    two `smlad` on even and odd bytes                    Cortex-M4 and up
     sdot       both signed             one `sdot`                                           Arm with dot products
 
-Each is an operator of int32 (or a vector of it) until the last lowering step, and exact.
+Each is an operator of int32 (or a vector of it) until the last lowering step, and exact. Where one instruction both
+multiplies and adds, a sum that the product is added to becomes its third operand (`summed`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ INTRINSICS = {  # by kind: LLVM's name, and how many 32-bit lanes it takes
     VNNI: ("llvm.x86.avx512.vpdpbusd.512", 16),
     SDOT: ("llvm.aarch64.neon.sdot.v4i32.v16i8", 4),
 }
+JOINED = {f"tirx.edgemem_dot_{kind}" for kind in INTRINSICS}  # operators that take what they are added to
 MADD = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
 
 
@@ -63,7 +65,7 @@ def by_shifts(byte: Callable[[Expr, int], Expr]) -> Callable[[Call], Expr]:
     """Any core's way, for a left side whose bytes are read by `byte`."""
 
     def lowered(call: Call) -> Expr:
-        a, b = call.args
+        a, b = call.args[:2]
         terms = [byte(a, i) * signed(b, i) for i in range(4)]
         return terms[0] + terms[1] + terms[2] + terms[3]
 
@@ -106,15 +108,36 @@ def intrinsic(kind: str) -> Callable[[Call], Expr]:
     name, wanted = INTRINSICS[kind]
 
     def lowered(call: Call) -> Expr:
-        a, b = call.args
+        a, b, *sums = call.args
         dtype, lanes = str(a.ty.dtype), lanes_in(call)
         if lanes != wanted:
-            return by_shifts(signed)(call) if kind == SDOT else portable(call)
+            product = by_shifts(signed)(call) if kind == SDOT else portable(call)
+            return sum(sums, product)
         bytes_ = f"int8x{4 * lanes}"
         left, right = tirx.reinterpret(bytes_, a), tirx.reinterpret(bytes_, b)
-        return tirx.call_llvm_pure_intrin(dtype, name, tirx.const(0, dtype), left, right)
+        return tirx.call_llvm_pure_intrin(dtype, name, *(sums or [tirx.const(0, dtype)]), left, right)
 
     return lowered
+
+
+def accumulate(call: Call) -> Expr:
+    """`total + dot(a, b)`, by one instruction where one does both.
+
+    LLVM keeps the two apart: the product would go into a register of zeros, and from there to the sum.
+    """
+    total, product = call.args
+    name = str(getattr(getattr(product, "op", None), "name", ""))
+    return Call(product.op, [*product.args, total], ret_ty=product.ty) if name in JOINED else total + product
+
+
+def summed(product: Expr, axis: Any) -> Expr:
+    """A reduction of products of bytes; what `te.sum` is to floats."""
+    from tvm import te
+
+    def plus(x: Expr, y: Expr) -> Expr:
+        return tirx.call_intrin("int32", "tirx.edgemem_accumulate", x, y)
+
+    return te.comm_reducer(plus, lambda kind: tirx.const(0, kind))(product, axis=axis)
 
 
 def lanes_in(call: Call) -> int:
@@ -128,6 +151,7 @@ def register() -> None:
     rules = {PORTABLE: portable, PAIRS: pairs, SMLAD: smlad, **{kind: intrinsic(kind) for kind in INTRINSICS}}
     for kind, rule in rules.items():
         register_operator(f"dot_{kind}", rule)
+    register_operator("accumulate", accumulate)
 
 
 register()

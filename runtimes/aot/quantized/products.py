@@ -258,7 +258,7 @@ def integer_product(builder: Any, x: Expr, zero: Expr | None, q: Array, machine:
         def dot(*i: Any) -> Any:
             word = word_of(a, i[:-1], k)
             word = word ^ tirx.const(FLIPPED, "int32") if flips else word
-            return te.sum(dots.dot(machine.dot, word, w(i[-1] // panel.columns, k, i[-1] % panel.columns)), axis=k)
+            return dots.summed(dots.dot(machine.dot, word, w(i[-1] // panel.columns, k, i[-1] % panel.columns)), axis=k)
 
         y = te.compute((*shape[:-1], panel.count * panel.columns), dot, name=f"{PACKED}_integer")
         if z is None and shift == 0:
