@@ -14,11 +14,13 @@ from tvm import relax
 
 from edgemem.runtimes.aot.quantized import products
 from edgemem.runtimes.aot.quantized.weights import Codes, Half, Int4, Int8, nibbles, widened
+from edgemem.runtimes.aot.schedules import lookup
 from edgemem.runtimes.aot.schedules.matmul import Panel
 from tests.aot_kernels import HOST, run_module, run_tensors
 
 Array = np.ndarray[Any, np.dtype[Any]]
 RUNNABLE = {HOST.dot, "portable", *(["pairs"] if HOST.dot == "vnni" else [])}
+DOTS = sorted({"portable", *({"vnni"} & {HOST.dot})})  # with floats, with digits
 SHAPES = [(1, 64, 64), (1, 32, 10), (1, 96, 200), (3, 64, 17), (12, 64, 48)]
 
 
@@ -34,15 +36,20 @@ def computed(folder: Path, x: Array, operator: Any) -> tuple[Array, str]:
 
 
 @pytest.mark.parametrize(("m", "k", "n"), SHAPES)
-@pytest.mark.parametrize("kind", ["f16", "w8", "w4", "vq"])
-def test_products(tmp_path: Path, kind: str, m: int, k: int, n: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "dot"), [("f16", "portable"), ("vq", "portable"), *(("w8", d) for d in DOTS), *(("w4", d) for d in DOTS)]
+)
+def test_products(tmp_path: Path, kind: str, dot: str, m: int, k: int, n: int) -> None:
+    """Weights widened to floats, and activations as digits where the core multiplies bytes."""
     rng = np.random.default_rng(m * k * n)
     x = rng.standard_normal((m, k)).astype("f")
     matrix, w = narrow(rng, kind, k, n)
-    y, schedule = computed(tmp_path, x, lambda builder, a: products.product(builder, a, matrix, HOST))
+    machine = replace(HOST, dot=dot)
+    y, schedule = computed(tmp_path, x, lambda builder, a: products.product(builder, a, matrix, machine))
     wanted = x.astype("d") @ w
     np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=2e-6 * np.abs(wanted).max())
-    assert schedule in ("tile", "groups", "lookup")
+    with_floats = {"w4": "groups", "vq": "lookup" if m <= lookup.MOST_ROWS else "tile"}
+    assert schedule == ("digits" if dot == "vnni" else with_floats.get(kind, "tile"))
 
 
 def narrow(rng: np.random.Generator, kind: str, k: int, n: int) -> tuple[Any, Array]:
@@ -68,6 +75,39 @@ def test_a_short_last_group(tmp_path: Path) -> None:
     x, (matrix, w) = rng.standard_normal((2, 40)).astype("f"), narrow(rng, "w4", 40, 24)
     y, _ = computed(tmp_path, x, lambda builder, a: products.product(builder, a, matrix, HOST))
     np.testing.assert_allclose(y, x.astype("d") @ w, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["w8", "w4"])
+def test_digits_of_extreme_rows(tmp_path: Path, kind: str) -> None:
+    """Largest weights against the largest activations, outliers, tiny rows, zeros; what is not finite stays so."""
+    rng = np.random.default_rng(5)
+    k, n = 2048, 64
+    x = np.zeros((7, k), "f")
+    x[0] = 1e30
+    x[1], x[1, 77] = rng.standard_normal(k), -3000.0
+    x[2] = rng.standard_normal(k) * 1e-25
+    x[4], x[5], x[6] = rng.standard_normal((3, k))
+    x[4, 5], x[5, 9], x[6, 11] = np.nan, np.inf, -np.inf
+    matrix, w = narrow(rng, kind, k, n)
+    matrix.q[:, :2] = np.iinfo(np.int8).min if kind == "w8" else -8  # the sums of whole columns at their limits
+    matrix.q[:, 1:2] = np.iinfo(np.int8).max if kind == "w8" else 7
+    w = matrix.q * (matrix.scale if kind == "w8" else np.repeat(matrix.scale, 32, axis=0)).astype("d")
+    y, _ = computed(tmp_path, x, lambda builder, a: products.product(builder, a, matrix, HOST))
+    wanted = x[:4].astype("d") @ w
+    bound = np.abs(x[:4].astype("d")).max(axis=1, keepdims=True) * np.abs(w).sum(axis=0) * 2.0**-22
+    assert (np.abs(y[:4] - wanted) <= bound).all() and not y[3].any()
+    assert not np.isfinite(y[4:]).any()
+
+
+def test_scales_of_16_bits(tmp_path: Path) -> None:
+    """Scales that float16 holds exactly are stored so: subnormal ones included."""
+    rng = np.random.default_rng(6)
+    x, (matrix, _) = rng.standard_normal((1, 64)).astype("f"), narrow(rng, "w4", 64, 70)
+    scale = matrix.scale.astype(np.float16).astype("f")
+    scale[0, :3] = 2.0**-24, 2.0**-15, 0.0
+    y, _ = computed(tmp_path, x, lambda builder, a: products.product(builder, a, Int4(matrix.q, scale), HOST))
+    wanted = x.astype("d") @ (matrix.q * np.repeat(scale.astype("d"), 32, axis=0))
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("m", "k", "n"), [*SHAPES, (1, 7, 5), (2, 30, 33)])

@@ -19,16 +19,25 @@ from tvm import ir, relax, te, tirx
 from edgemem.runtimes.aot import dots, mathops
 from edgemem.runtimes.aot.folding import dtype_of, shape_of
 from edgemem.runtimes.aot.machine import Machine
-from edgemem.runtimes.aot.quantized import recogniser
-from edgemem.runtimes.aot.quantized.weights import EIGHT, GROUP, Codes, Half, Int4, Int8, Narrow, nibbles, widened
+from edgemem.runtimes.aot.quantized import digits, recogniser
+from edgemem.runtimes.aot.quantized.emitting import FLOAT, OPAQUE, constant, emitted, reshaped, trimmed
+from edgemem.runtimes.aot.quantized.weights import (
+    EIGHT,
+    GROUP,
+    Codes,
+    Half,
+    Int4,
+    Int8,
+    Narrow,
+    nibbles,
+    quads,
+    widened,
+)
 from edgemem.runtimes.aot.schedules import groups, lookup, rows
 from edgemem.runtimes.aot.schedules.matmul import PACKED, Panel, panel_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Expr = Any
-OUT_ELEMENTWISE = 4  # relax's OpPatternKind: elementwise operators may follow it in one kernel
-OPAQUE = 8
-FLOAT = "float32"
 
 
 def converted(
@@ -45,14 +54,6 @@ def converted(
     if kind == recogniser.HALF:
         return builder.emit_te(half, inputs[0], primfunc_name_hint="half")
     return decoded(builder, matrix, bool(attributes.get("rows", 0)), tuple(attributes["shape"]))
-
-
-def constant(array: Array) -> Expr:
-    return relax.const(np.ascontiguousarray(array), str(array.dtype))
-
-
-def reshaped(builder: Any, x: Expr, shape: Sequence[int]) -> Expr:
-    return x if shape_of(x) == tuple(shape) else builder.emit(relax.op.reshape(x, list(shape)))
 
 
 def half(bits: Any) -> Any:
@@ -76,6 +77,8 @@ def product(builder: Any, x: Expr, matrix: Narrow, machine: Machine) -> Expr:
             x,
             panel.packed(matrix.bits),
         )
+    if isinstance(matrix, Int8) and digits.fits(machine):
+        return digits.eight_bit(builder, x, matrix, shape, machine)
     if isinstance(matrix, Int8):
         scale = constant(matrix.scale)
         return emitted(
@@ -87,12 +90,6 @@ def product(builder: Any, x: Expr, matrix: Narrow, machine: Machine) -> Expr:
     if count <= lookup.MOST_ROWS:
         return looked_up(builder, x, matrix, shape, machine)
     return decoded_product(builder, x, matrix, shape, panel)
-
-
-def emitted(builder: Any, hint: str, form: Callable[..., Any], *args: Any, pattern: int = OUT_ELEMENTWISE) -> Expr:
-    """One PrimFunc on tensors and constants."""
-    expressions = [constant(arg) if isinstance(arg, np.ndarray) else arg for arg in args]
-    return builder.emit_te(form, *expressions, primfunc_name_hint=hint, primfunc_attrs={"op_pattern": pattern})
 
 
 def as_float(value: Expr) -> Expr:
@@ -114,16 +111,11 @@ def scaled(y: Any, scale: Any, shape: tuple[int, ...]) -> Any:
     return te.compute(shape, lambda *i: y(*i) * scale(i[-1]), name="packed_scaled")
 
 
-def trimmed(y: Any, shape: tuple[int, ...]) -> Any:
-    """Without the padding of the last panel."""
-    if tuple(int(n) for n in y.shape) == tuple(shape):
-        return y
-    return te.compute(shape, lambda *i: y(*i), name="packed_trim")
-
-
 def four_bit(builder: Any, x: Expr, matrix: Int4, shape: tuple[int, ...], machine: Machine) -> Expr:
     """A product with groups of 4-bit weights; inputs and outputs are padded to whole groups and panels."""
     panel = groups.panel_of(machine, shape[-1])
+    if digits.fits(machine):
+        return digits.four_bit(builder, x, matrix, shape, panel, machine)
     count = matrix.scale.shape[0]
     q = np.pad(matrix.q, ((0, count * GROUP - len(matrix.q)), (0, 0)))
     scale = np.pad(matrix.scale, ((0, 0), (0, panel.count * panel.columns - shape[-1])))
@@ -246,7 +238,7 @@ def integer_product(builder: Any, x: Expr, zero: Expr | None, q: Array, machine:
         return reshaped(builder, flat, shape)
     panel = panel_of(machine, rows=math.prod(shape[:-1]), columns=shape[-1])
     shift, flips = offset_of(dtype_of(x), machine.dot)
-    held: list[Any] = [words(panel, q), q.astype(np.int32).sum(axis=0)]
+    held: list[Any] = [quads(panel, q), q.astype(np.int32).sum(axis=0)]
     if zero is not None and not isinstance(zero, ir.GenericConst):
         held.append(reshaped(builder, zero, (1,)))
     elif zero is not None:
@@ -282,15 +274,6 @@ def offset_of(dtype: str, kind: str) -> tuple[int, bool]:
     if kind == dots.SDOT:
         return (-128, True) if dtype == "uint8" else (0, False)
     return (0, False) if dtype == "uint8" else (128, True)
-
-
-def words(panel: Panel, q: Array) -> Array:
-    """int8 [K, N] as int32 [N / P, K / 4, P]: four inputs of a column in a word, the first in its lowest byte."""
-    q = np.pad(q, ((0, -len(q) % 4), (0, 0)))
-    fours = np.ascontiguousarray(
-        panel.packed(q).reshape(panel.count, len(q) // 4, 4, panel.columns).transpose(0, 1, 3, 2)
-    )
-    return fours.view("<i4")[..., 0].astype(np.int32)
 
 
 def word_of(x: Any, row: Sequence[Expr], k: Expr) -> Expr:

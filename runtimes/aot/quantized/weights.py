@@ -99,3 +99,12 @@ def nibbles(panel: Panel, q: Array) -> Array:
     bits = panel.packed((q + 8).astype(np.uint32)).reshape(panel.count, -1, EIGHT, panel.columns)
     shifts = np.arange(0, 4 * EIGHT, 4, dtype=np.uint32)[:, None]
     return np.ascontiguousarray(np.bitwise_or.reduce(bits << shifts, axis=2)).view(np.int32)
+
+
+def quads(panel: Panel, q: Array) -> Array:
+    """int8 [K, N] as int32 [N / P, K / 4, P]: four inputs of a column in a word, the first in its lowest byte."""
+    q = np.pad(q, ((0, -len(q) % 4), (0, 0)))
+    fours = np.ascontiguousarray(
+        panel.packed(q).reshape(panel.count, len(q) // 4, 4, panel.columns).transpose(0, 1, 3, 2)
+    )
+    return fours.view("<i4")[..., 0].astype(np.int32)

@@ -17,7 +17,7 @@ def scheduled(function: Any, machine: Machine) -> tuple[Any, str]:
     from tvm.s_tir import Schedule
     from tvm.s_tir.schedule import ScheduleError
 
-    from edgemem.runtimes.aot.schedules import groups, lookup, matmul, rows, spatial
+    from edgemem.runtimes.aot.schedules import digits, groups, lookup, matmul, rows, spatial
     from edgemem.runtimes.aot.schedules.blocks import block_names
 
     sch = Schedule(function, error_render_level="none")
@@ -25,6 +25,8 @@ def scheduled(function: Any, machine: Machine) -> tuple[Any, str]:
     attempts: list[tuple[str, Any]] = []
     if rows.LAST in names:
         attempts.append(("rows", lambda s: rows.schedule(s, machine)))
+    if digits.JOINED in names:
+        attempts.append(("digits", lambda s: digits.schedule(s, machine)))
     if groups.TOTAL in names:
         attempts.append(("groups", lambda s: groups.schedule(s, machine)))
     if lookup.TOTAL in names:

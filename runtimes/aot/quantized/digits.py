@@ -1,0 +1,216 @@
+"""Float activations as numbers of three bytes, so that products with narrow weights are products of bytes.
+
+    x[k] = t sum_p 256^(2 - p) d[p, k]    t = max |x| / LIMIT over a row, or a group of it; d in -128..127
+    w8   y[n] = s[n] t sum_p 256^(2 - p) sum_k d[p, k] w[k, n]
+    w4   y[n] = sum_g s[g, n] t[g] sum_p 256^(2 - p) sum_k d[p, k] q[k, n]
+
+The error is at most 2^-23 of the largest x of the row or group, which is what float32 itself leaves of a sum of such
+terms; the sums of bytes are exact. Three products of 64 bytes take the place of converting each weight and
+multiplying it. The largest magnitude is found among the bits, where NaN is the largest of all: NaN or infinity in a
+group makes t so, and with it all that is computed from the group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import te, tirx
+
+from edgemem.runtimes.aot import dots, mathops
+from edgemem.runtimes.aot.folding import shape_of
+from edgemem.runtimes.aot.machine import Machine
+from edgemem.runtimes.aot.quantized.emitting import FLOAT, OPAQUE, emitted, reshaped, trimmed
+from edgemem.runtimes.aot.quantized.weights import EIGHT, GROUP, Int4, Int8, quads
+from edgemem.runtimes.aot.schedules import digits as schedule
+from edgemem.runtimes.aot.schedules import rows
+from edgemem.runtimes.aot.schedules.matmul import Panel, panel_of
+
+Expr = Any
+DIGITS = 3
+LIMIT = 63 * 65536  # of a number: `nearest` is exact up to 2^22, and 32 products with 15 fit in int32
+SMALLEST_BITS = 27 << 23  # 2^-100: at least that much of a row's largest value, so that LIMIT over it is finite
+FLIPPED = 128  # what is added to int8 weights where the instruction wants them unsigned
+
+
+def fits(machine: Machine) -> bool:
+    """Whether the core multiplies and sums four bytes in one instruction."""
+    return machine.dot in (dots.VNNI, dots.SDOT)
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Groups of a row of x, the last filled with zeros, Q groups in all: bytes int8 [Q, DIGITS, width], step t
+    float32 [Q], and sums of the bytes int32 [Q, DIGITS].
+    """
+
+    bytes_: Expr
+    step: Expr
+    sums: Expr
+
+
+def digits(builder: Any, x: Expr, group: int, machine: Machine) -> Digits:
+    """x [..., K] in groups of `group`."""
+    *lead, width = shape_of(x)
+    count = -(-width // group)
+    x = reshaped(builder, x, (math.prod(lead), width))
+    size = math.prod(lead) * count
+    lanes = rows.lanes_of(machine, group)
+    nothing = tirx.const(0.0, FLOAT)
+
+    def value(a: Any, q: Expr, c: Expr) -> Expr:
+        k = (q % count) * group + c
+        if width % group == 0:
+            return a(q // count, k)
+        return tirx.if_then_else(k < width, a(q // count, tirx.min(k, width - 1)), nothing)
+
+    def step_of(a: Any) -> Any:
+        def magnitude(q: Expr, c: Expr) -> Expr:
+            return tirx.reinterpret("int32", value(a, q, c)) & tirx.const(0x7FFFFFFF, "int32")
+
+        top = rows.reduced(magnitude, [size], group, lanes, "top", te.max, tirx.max)
+        least, share = tirx.const(SMALLEST_BITS, "int32"), tirx.const(1 / LIMIT, FLOAT)
+        return te.compute(
+            (size,), lambda q: tirx.reinterpret(FLOAT, tirx.max(top(q, 0), least)) * share, name=rows.LAST
+        )
+
+    def bytes_of(a: Any, t: Any) -> Any:
+        most, one = tirx.const(float(LIMIT), FLOAT), tirx.const(1.0, FLOAT)
+        up = te.compute((size,), lambda q: one / t(q), name="up")
+        whole = te.compute(
+            (size, group),
+            lambda q, c: tirx.min(tirx.max(mathops.nearest(value(a, q, c) * up(q)), nothing - most), most).astype(
+                "int32"
+            ),
+            name="whole",
+        )
+        return te.compute((size, DIGITS, group), lambda q, p, c: digit(whole(q, c), p), name=rows.LAST)
+
+    def sums_of(d: Any) -> Any:
+        total = rows.reduced(
+            lambda q, p, c: d(q, p, c).astype("int32"), [size, DIGITS], group, lanes, "total", te.sum, rows.add
+        )
+        return te.compute((size, DIGITS), lambda q, p: total(q, p, 0), name=rows.LAST)
+
+    step = emitted(builder, "digits_step", step_of, x, pattern=OPAQUE)
+    made = emitted(builder, "digits", bytes_of, x, step, pattern=OPAQUE)
+    return Digits(made, step, emitted(builder, "digits_sums", sums_of, made, pattern=OPAQUE))
+
+
+def digit(number: Expr, p: Expr) -> Expr:
+    """Digit p of three, the highest first: each is what remains nearest to 0."""
+    half = tirx.const(0x8080, "int32") >> (p * 8)
+    return ((number + half) >> (16 - p * 8)).astype("int8")
+
+
+def eight_bit(builder: Any, x: Expr, matrix: Int8, shape: Sequence[int], machine: Machine) -> Expr:
+    """x [..., K] times int8 weights; sums of all inputs stay in int32 digit by digit."""
+    *lead, width = shape_of(x)
+    panel = panel_of(machine, rows=DIGITS * math.prod(lead), columns=shape[-1])
+    group = -(-width // 4) * 4
+    x_digits = digits(builder, x, group, machine)
+    signed = machine.dot == dots.SDOT
+    q = np.pad(matrix.q, ((0, group - width), (0, 0)))
+    held = quads(panel, q if signed else (q.astype(np.int16) + FLIPPED).astype(np.uint8).view(np.int8))
+    padded = (*lead, panel.count * panel.columns)
+
+    def form(d: Any, t: Any, sums: Any, w: Any, s: Any) -> Any:
+        k = te.reduce_axis((0, group // 4), name="k")
+
+        def dot(*i: Any) -> Any:
+            *row, p, n = i
+            word = w(n // panel.columns, k, n % panel.columns)
+            return dots.summed(dots.dot(machine.dot, word, quad(d, (row_of(row, lead), p), k * 4)), axis=k)
+
+        y = te.compute((*lead, DIGITS, padded[-1]), dot, name=schedule.PART)
+
+        def digit_sum(row: Sequence[Expr], p: int, n: Expr) -> Expr:
+            total = y(*row, p, n)
+            total = total if signed else total - sums(row_of(row, lead), p) * tirx.const(FLIPPED, "int32")
+            return total.astype(FLOAT)
+
+        def joined(*i: Any) -> Expr:
+            *row, n = i
+            high, middle, low = (digit_sum(row, p, n) for p in range(DIGITS))
+            number = (high * tirx.const(65536.0, FLOAT) + middle * tirx.const(256.0, FLOAT)) + low
+            return number * (t(row_of(row, lead)) * s(n))
+
+        return trimmed(te.compute(padded, joined, name=schedule.JOINED), tuple(shape))
+
+    scale = np.pad(matrix.scale, (0, padded[-1] - shape[-1]))
+    return emitted(builder, "product_w8", form, x_digits.bytes_, x_digits.step, x_digits.sums, held, scale)
+
+
+def four_bit(builder: Any, x: Expr, matrix: Int4, shape: Sequence[int], panel: Panel, machine: Machine) -> Expr:
+    """x [..., K] times 4-bit weights in groups; the sum of a group is one int32."""
+    lead = shape_of(x)[:-1]
+    x_digits = digits(builder, x, GROUP, machine)
+    count = len(matrix.scale)
+    padded = panel.count * panel.columns
+    q = np.pad(matrix.q, ((0, count * GROUP - len(matrix.q)), (0, 0)))
+    scale = np.pad(matrix.scale, ((0, 0), (0, padded - shape[-1])))
+    half = scale.astype(np.float16)
+    exact = np.array_equal(half.astype(np.float32), scale)
+
+    def form(d: Any, t: Any, sums: Any, w: Any, s: Any) -> Any:
+        word = te.reduce_axis((0, GROUP // EIGHT), name="word")
+        side = te.reduce_axis((0, 2), name="side")
+
+        def part(*i: Any) -> Expr:
+            *row, g, p, n = i
+            bits = w(n // panel.columns, g * (GROUP // EIGHT) + word, n % panel.columns)
+            four = tirx.if_then_else(side == 0, bits, bits >> tirx.const(4, "int32")) & tirx.const(0x0F0F0F0F, "int32")
+            place = word * EIGHT + side * 4
+            return dots.summed(
+                dots.dot(machine.dot, four, quad(d, (row_of(row, lead) * count + g, p), place)), axis=[word, side]
+            )
+
+        parts = te.compute((*lead, count, DIGITS, padded), part, name=schedule.PART)
+        g = te.reduce_axis((0, count), name="g")
+
+        def term(*i: Any) -> Expr:
+            *row, n = i
+            q = row_of(row, lead) * count + g
+            high, middle, low = (parts(*row, g, p, n) for p in range(DIGITS))
+            eight, sixteen = tirx.const(8, "int32"), tirx.const(16, "int32")
+            whole = (sums(q, 0) << sixteen) + (sums(q, 1) << eight) + sums(q, 2)
+            number = (high << sixteen) + (middle << eight) + (low - whole * eight)
+            return te.sum(number.astype(FLOAT) * (t(q) * s(g, n).astype(FLOAT)), axis=g)
+
+        y = te.compute((*lead, padded), term, name=schedule.JOINED)
+        return trimmed(y, tuple(shape))
+
+    return emitted(
+        builder,
+        "product_w4",
+        form,
+        x_digits.bytes_,
+        x_digits.step,
+        x_digits.sums,
+        four_bit_words(panel, q),
+        half if exact else scale,
+    )
+
+
+def quad(d: Any, outer: Sequence[Expr], place: Expr) -> Expr:
+    """Four neighbouring bytes of a row as one int32."""
+    parts = [d(*outer, place + i).astype("uint8").astype("int32") << tirx.const(8 * i, "int32") for i in range(4)]
+    return parts[0] | parts[1] | parts[2] | parts[3]
+
+
+def row_of(indices: Sequence[Expr], lead: Sequence[int]) -> Expr:
+    """The number of a row in the order in which they lie."""
+    number: Expr = tirx.const(0, "int32")
+    for index, extent in zip(indices, lead, strict=True):
+        number = number * extent + index
+    return number
+
+
+def four_bit_words(panel: Panel, q: Any) -> Any:
+    """-8..7 [K, N], plus 8, as int32 [N / P, K / 8, P]: four inputs in the low halves of the bytes, then four above."""
+    bits = panel.packed((q + 8).astype(np.uint32)).reshape(panel.count, -1, EIGHT, panel.columns)
+    shifts = np.array([8 * (i % 4) + 4 * (i // 4) for i in range(EIGHT)], np.uint32)[:, None]
+    return np.ascontiguousarray(np.bitwise_or.reduce(bits << shifts, axis=2)).view(np.int32)
