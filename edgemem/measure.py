@@ -246,27 +246,33 @@ def measure(
     rounds: int = 20,
     seed: int = 0,
     tick: Callable[[], None] = lambda: None,
-    against: Sequence[str] = (),
+    against: Sequence[str] | Mapping[Path, Sequence[str]] = (),
+    originals: Mapping[Path, Path] | None = None,
 ) -> dict[str, Any]:
     """Time every file in every runtime and peer, all of them in turn in each round; `tick` follows each round.
 
-    A peer that cannot run a file, or computes something else, is listed under `skipped` with the reason.
+    `against` names the peers of all files, or of each. A peer that makes its own form of a float32 model takes the one
+    in `originals` for a quantized file. A peer that cannot run a file, or computes something else, is listed under
+    `skipped` with the reason.
 
     Raises:
         ModelFileError, ContractError: a file is not a model.
         MissingDependency: a runtime, a C compiler or a peer's environment is not installed.
         CompileError: the C compiler fails.
     """
-    for name in against:
+    beside = against if isinstance(against, Mapping) else dict.fromkeys(files, against)
+    others = list(dict.fromkeys(name for names in beside.values() for name in names))
+    for name in others:
         peers.interpreter(name)
     with tempfile.TemporaryDirectory(prefix="edgemem-") as folder, ExitStack() as stack:
         probe = Probe(Path(folder))
         candidates = [candidate(file, name, threads, seed) for file in files for name in runtimes]
         skipped = []
-        for index, (file, name) in enumerate((file, name) for file in files for name in against):
+        pairs = [(file, name) for file in files for name in beside.get(file, ())]
+        for index, (file, name) in enumerate(pairs):
             work = Path(folder) / str(index)
             work.mkdir()
-            found = peer_candidate(file, name, threads, seed, work, stack)
+            found = peer_candidate(file, name, threads, seed, work, stack, (originals or {}).get(file))
             candidates += [found] if isinstance(found, Candidate) else []
             skipped += [vars(found)] if isinstance(found, peers.Skipped) else []
         for each in candidates:
@@ -286,8 +292,8 @@ def measure(
             tick()
     ordered = sorted((each.row for each in candidates), key=lambda row: [str(file) for file in files].index(row.file))
     result = {"machine": machine(), "rows": [row.to_json() for row in ordered]}
-    if against:
-        result |= {"skipped": skipped, "peers": {name: peers.versions(name) for name in against}}
+    if others:
+        result |= {"skipped": skipped, "peers": {name: peers.versions(name) for name in others}}
     return result
 
 
@@ -329,7 +335,7 @@ def candidate(path: Path, runtime: str, threads: int, seed: int) -> Candidate:
 
 
 def peer_candidate(
-    path: Path, name: str, threads: int, seed: int, work: Path, stack: ExitStack
+    path: Path, name: str, threads: int, seed: int, work: Path, stack: ExitStack, original: Path | None = None
 ) -> Candidate | peers.Skipped:
     """Another engine on the same chunks; `stack` ends it."""
     model = open_model(path)
@@ -338,7 +344,7 @@ def peer_candidate(
     chunks = {port.name: np.stack([chunk[port.name] for chunk in drawn]) for port in model.contract.inputs}
     if model.contract.valid_input is not None:
         chunks[model.contract.valid_input.name][...] = model.contract.chunk.frames
-    peer = peers.started(name, model, chunks, threads, work)
+    peer = peers.started(name, model, chunks, threads, work, None if original is None else open_model(original))
     if isinstance(peer, peers.Skipped):
         return peer
     stack.callback(peer.close)

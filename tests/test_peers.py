@@ -43,7 +43,7 @@ def test_a_peer_takes_its_turns_beside_the_runtimes(model: Path, here: Path) -> 
     ours, theirs = found["rows"]
     assert (ours["runtime"], theirs["runtime"]) == ("ort", "onnxruntime")
     assert theirs["p50_us"] > 0 and theirs["bytes_per_step"] == ours["bytes_per_step"]
-    assert found["skipped"] == [] and set(found["peers"]["onnxruntime"]) == {"onnxruntime", "numpy"}
+    assert found["skipped"] == [] and set(found["peers"]["onnxruntime"]) == {"onnxruntime", "onnx", "onnx-ir", "numpy"}
 
 
 def test_a_peer_that_computes_something_else_is_not_timed(model: Path, here: Path) -> None:
@@ -76,9 +76,11 @@ def test_a_quantized_file_has_no_torch_module_for_litert(model: Path, here: Path
 
 
 def test_a_missing_environment_says_how_to_make_it(model: Path, here: Path) -> None:
-    with pytest.raises(MissingDependency, match=r"own with openvino==\S+ numpy, and \S+/openvino is .*--install-peers"):
+    with pytest.raises(MissingDependency, match=r"own with openvino==\S+ nncf==\S+ numpy, and \S+/openvino is .*--install-peers"):
         measure([model], ["ort"], against=["openvino"])
-    with pytest.raises(UsageError, match="--against tensorrt: there are onnxruntime, openvino, litert"):
+    with pytest.raises(
+        UsageError, match=r"--against tensorrt: there are onnxruntime, onnxruntime-int8, .*, litert-int4"
+    ):
         measure([model], ["ort"], against=["tensorrt"])
     (here / "peers" / "onnxruntime" / peers.NOTE).write_text("onnxruntime==1.0 numpy")
     with pytest.raises(MissingDependency, match="onnxruntime is not that"):
@@ -95,3 +97,18 @@ def test_a_peer_without_a_wheel_leaves_nothing(here: Path, monkeypatch: pytest.M
     monkeypatch.setattr(peers, "command", lambda *_: made.mkdir(exist_ok=True))
     peers.install("openvino")
     assert peers.interpreter("openvino") == made / "bin" / "python"
+
+
+def test_a_peer_makes_its_own_form_of_the_original(model: Path, here: Path, tmp_path: Path) -> None:
+    """The worker is given the float32 model, quantizes it, and is held against that model's outputs."""
+    from edgemem.quant import quantize
+
+    narrow = tmp_path / "q.onnx"
+    quantize(model, narrow, "w8", smallest=8, steps=4)
+    found = measure([narrow], [], rounds=1, against={narrow: ["onnxruntime-int8"]}, originals={narrow: model})
+    (row,) = found["rows"]
+    assert found["skipped"] == [] and (row["runtime"], row["file"]) == ("onnxruntime-int8", str(narrow))
+    (refused,) = measure([narrow], [], rounds=1, against=["onnxruntime-int8"])["skipped"]
+    assert refused["reason"] == "onnxruntime-int8 is made of a float32 model; q.onnx is quantized"
+    (made,) = {name for name in peers.names() if name.endswith("-blocks8")}
+    assert peers.engine_of(made) == ("onnxruntime", "blocks8")

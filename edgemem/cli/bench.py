@@ -16,7 +16,14 @@ from edgemem.errors import UsageError
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--runtime", "runtimes", multiple=True, default=("ort",), show_default=True, help="What to time.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Cores that a step may use.")
-@click.option("--against", metavar="PEERS", help="Other engines: onnxruntime,openvino,litert.")
+@click.option(
+    "--against",
+    metavar="PEERS",
+    help="Other engines: onnxruntime,openvino,litert; with -int8, -int4: as they quantize.",
+)
+@click.option(
+    "--original", type=click.Path(path_type=Path), help="The float32 model that they quantize, of a quantized file."
+)
 @click.option(
     "--install-peers", is_flag=True, help="First install those that are missing, each in its own environment."
 )
@@ -30,6 +37,7 @@ def command(
     runtimes: tuple[str, ...],
     threads: int,
     against: str | None,
+    original: Path | None,
     install_peers: bool,
     rpc: str | None,
     board_name: str | None,
@@ -43,6 +51,7 @@ def command(
     edgemem bench r.onnx --runtime ort --runtime aot
     edgemem bench r.onnx k.onnx --runtime aot --json
     edgemem bench r.onnx --runtime aot --against onnxruntime,openvino,litert
+    edgemem bench r8.onnx --runtime aot --against onnxruntime-int8,openvino-int8 --original r.onnx
     edgemem bench r.onnx --board rpi4 --rpc rpi4.local:9090
     edgemem bench k8.onnx --board mps2_an386 --json     instructions of an emulated microcontroller, kernel by kernel
 
@@ -64,9 +73,10 @@ def command(
         with progress_bar() as progress:
             for name in progress.track(others, description="installing"):
                 peers.install(name)
+    originals = {} if original is None else dict.fromkeys(files, original)
     with progress_bar() as progress:
         task = progress.add_task("timing", total=rounds)
-        found = measure(files, runtimes, threads, rounds, seed, lambda: progress.advance(task), others)
+        found = measure(files, runtimes, threads, rounds, seed, lambda: progress.advance(task), others, originals)
     print_json(found) if as_json else show(found)
 
 

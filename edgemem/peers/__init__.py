@@ -2,10 +2,12 @@
 
     onnxruntime   with I/O binding, from the ONNX file
     openvino      on the CPU, from the ONNX file
-    litert        LiteRT (XNNPACK), from the torch module through litert-torch: models of the zoo, float32
+    litert        LiteRT (XNNPACK), from the torch module through litert-torch: models of the zoo
 
-The environments lie in the user's cache, each beside a note of what was installed. A peer that does not compute what
-onnxruntime computes is not timed.
+NAME-int8, NAME-int4 (and onnxruntime-blocks8) are the engine's own quantization of a float32 model, as its makers
+advise for the CPU; a quantized file of edgemem's is then measured beside its original in that form. The environments
+lie in the user's cache, each beside a note of what was installed. A peer that does not compute what onnxruntime
+computes is not timed.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +32,18 @@ WORKER = Path(__file__).with_name("worker.py")
 FOLDER = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "edgemem" / "peers"
 NOTE = "edgemem-peer.txt"  # written last: an environment without it was cut off, or is of other versions
 CHECKED = 8  # steps whose outputs are compared with onnxruntime's
-RELATIVE = 1e-3  # of the largest output: another engine's rounding, over a few steps
+FORMS: Mapping[str, Sequence[str]] = {
+    "onnxruntime": ("", "int8", "blocks8", "int4"),
+    "openvino": ("", "int8", "int4"),
+    "litert": ("", "int8", "int4"),
+}
+# Of the largest output, over a few steps, by form: another engine's rounding, or its own quantization. Of a quantized
+# file too, where engines round activations to int8 by themselves. What computes something else is off by 1 and more.
+RELATIVE = {"": 1e-3, "int8": 0.1, "blocks8": 0.1, "int4": 0.7}
 PACKAGES: Mapping[str, str] = {
-    "onnxruntime": "onnxruntime==1.32.0 numpy",
-    "openvino": "openvino==2026.4.1 numpy",
-    "litert": "litert-torch==0.10.0 ai-edge-litert==2.3.0 torch==2.13.0 numpy",
+    "onnxruntime": "onnxruntime==1.32.0 onnx==1.23.2 onnx-ir==1.1.0 numpy",
+    "openvino": "openvino==2026.4.1 nncf==3.4.0 numpy",
+    "litert": "litert-torch==0.10.0 ai-edge-litert==2.3.0 ai-edge-quantizer==0.10.0 torch==2.13.0 numpy",
 }
 
 
@@ -54,7 +63,7 @@ class Peer:
         self.name = name
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "3"}
         self._process = subprocess.Popen(
-            [python, WORKER, name, folder, str(threads)],
+            [python, WORKER, engine_of(name)[0], folder, str(threads)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
         self._line("ready")
@@ -86,6 +95,23 @@ def last_line(text: str) -> str:
     return lines[-1][:300] if lines else "it said nothing"
 
 
+def names() -> list[str]:
+    """All peers: every engine, and the forms that it makes of a model."""
+    return [engine + (f"-{form}" if form else "") for engine in PACKAGES for form in FORMS[engine]]
+
+
+def engine_of(name: str) -> tuple[str, str]:
+    """An engine, and the form of its weights: "" for the file's own.
+
+    Raises:
+        UsageError: no such peer.
+    """
+    if name not in names():
+        raise UsageError(f"--against {name}: there are {', '.join(names())}")
+    engine, _, form = name.partition("-")
+    return engine, form
+
+
 def interpreter(name: str) -> Path:
     """Python of a peer's environment.
 
@@ -93,13 +119,12 @@ def interpreter(name: str) -> Path:
         UsageError: no such peer.
         MissingDependency: its environment is not there.
     """
-    if name not in PACKAGES:
-        raise UsageError(f"--against {name}: there are {', '.join(PACKAGES)}")
-    folder = FOLDER / name
+    engine, _ = engine_of(name)
+    folder = FOLDER / engine
     note = folder / NOTE
-    if not note.is_file() or note.read_text() != PACKAGES[name]:
+    if not note.is_file() or note.read_text() != PACKAGES[engine]:
         raise MissingDependency(
-            f"{name} wants an environment of its own with {PACKAGES[name]}, and {folder} is not that; "
+            f"{name} wants an environment of its own with {PACKAGES[engine]}, and {folder} is not that; "
             "--install-peers makes it"
         )
     return folder / "bin" / "python"
@@ -115,11 +140,12 @@ def install(name: str) -> None:
     try:
         interpreter(name)
     except MissingDependency:
-        folder = FOLDER / name
+        engine, _ = engine_of(name)
+        folder = FOLDER / engine
         shutil.rmtree(folder, ignore_errors=True)
-        command("make an environment for", name, "venv", "--without-pip", str(folder))
-        command("install", name, "pip", "--python", str(folder), "install", "-q", *PACKAGES[name].split())
-        (folder / NOTE).write_text(PACKAGES[name])
+        command("make an environment for", engine, "venv", "--without-pip", str(folder))
+        command("install", engine, "pip", "--python", str(folder), "install", "-q", *PACKAGES[engine].split())
+        (folder / NOTE).write_text(PACKAGES[engine])
 
 
 def command(what: str, name: str, *arguments: str) -> None:
@@ -130,30 +156,70 @@ def command(what: str, name: str, *arguments: str) -> None:
         raise MissingDependency(f"cannot {what} {name} ({PACKAGES[name]}): {last_line(done.stderr)}")
 
 
-def started(name: str, model: ModelFile, chunks: Mapping[str, Array], threads: int, work: Path) -> Peer | Skipped:
+def started(
+    name: str,
+    model: ModelFile,
+    chunks: Mapping[str, Array],
+    threads: int,
+    work: Path,
+    original: ModelFile | None = None,
+) -> Peer | Skipped:
     """A peer with the model loaded, or the reason why it does not run it.
 
-    `chunks` [count, *shape] by input; `work` is an empty folder that outlives the peer.
+    `chunks` [count, *shape] by input; `work` is an empty folder that outlives the peer; `original` is the float32 model
+    of a quantized one, of which a peer makes its own form.
     """
-    python = interpreter(name)
-    contract = model.contract
-    outputs = {port.name: port.dtype for port in contract.outputs}
-    job = {"model": str(model.path.resolve()), "folder": str(work), "inputs": list(chunks), "outputs": outputs,
-           "states": [state.name for state in contract.states], "checked": CHECKED}  # fmt: skip
-    (work / "job.json").write_text(json.dumps(job))
-    starts = {f"start.{state}": array for state, array in start_values(model).items()}
-    np.savez(work / "data.npz", **chunks, **starts)  # type: ignore[arg-type]
+    python, (_, form) = interpreter(name), engine_of(name)
     peer = None
     try:
-        if name == "litert":
-            converted(model, python, work)
+        source = prepared(name, form, model, original)
+        write_job(source, chunks, form, work)
+        if name.startswith("litert"):
+            converted(source, python, work)
+        if form:
+            worker(f"{name} cannot make its own form", python, "narrow", name, str(work))
         peer = Peer(name, python, work, threads)
-        check_outputs(model, name, chunks, dict(np.load(work / "outputs.npz")))
+        rounded = form or ("" if source.contract.quant.get("scheme") == "none" else "int8")
+        check_outputs(source, name, chunks, dict(np.load(work / "outputs.npz")), RELATIVE[rounded])
     except EdgememError as error:
         if peer is not None:
             peer.close()
         return Skipped(name, str(model.path), str(error))
     return peer
+
+
+def prepared(name: str, form: str, model: ModelFile, original: ModelFile | None) -> ModelFile:
+    """The model that a peer starts from.
+
+    Raises:
+        UsageError: a quantized one, where a peer has to make its own form.
+    """
+    source = model if original is None or not form else original
+    if form and source.contract.quant.get("scheme") != "none":
+        raise UsageError(f"{name} is made of a float32 model; {source.path.name} is quantized")
+    return source
+
+
+def write_job(model: ModelFile, chunks: Mapping[str, Array], form: str, work: Path) -> None:
+    """What the worker reads."""
+    contract = model.contract
+    job = {"model": str(model.path.resolve()), "folder": str(work), "inputs": list(chunks),
+           "outputs": {port.name: port.dtype for port in contract.outputs}, "narrow": bool(form),
+           "states": [state.name for state in contract.states], "checked": CHECKED}  # fmt: skip
+    (work / "job.json").write_text(json.dumps(job))
+    starts = {f"start.{state}": array for state, array in start_values(model).items()}
+    np.savez(work / "data.npz", **chunks, **starts)  # type: ignore[arg-type]
+
+
+def worker(what: str, python: Path, *arguments: str) -> None:
+    """Run the worker for one of its other jobs.
+
+    Raises:
+        PeerError: it failed.
+    """
+    done = subprocess.run([python, WORKER, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise PeerError(f"{what}: {last_line(done.stderr)}")
 
 
 def converted(model: ModelFile, python: Path, work: Path) -> None:
@@ -184,13 +250,13 @@ def converted(model: ModelFile, python: Path, work: Path) -> None:
         arrays += [data[f"start.{state.name}"] for state in model.contract.states]
     exported = traced(Flat(module, signature), tuple(torch.tensor(array) for array in arrays))
     torch.export.save(exported, work / "step.pt2")
-    done = subprocess.run([python, WORKER, "convert", work], capture_output=True, text=True)
-    if done.returncode or not (work / "model.tflite").exists():
-        raise PeerError(f"litert-torch cannot convert the step: {last_line(done.stderr)}")
+    worker("litert-torch cannot convert the step", python, "convert", str(work))
 
 
-def check_outputs(model: ModelFile, name: str, chunks: Mapping[str, Array], came: Mapping[str, Array]) -> None:
-    """Refuse a peer whose first outputs are not onnxruntime's.
+def check_outputs(
+    model: ModelFile, name: str, chunks: Mapping[str, Array], came: Mapping[str, Array], relative: float = RELATIVE[""]
+) -> None:
+    """Refuse a peer whose first outputs are farther than `relative` from onnxruntime's.
 
     Raises:
         CheckFailed: the first output that differs.
@@ -203,14 +269,14 @@ def check_outputs(model: ModelFile, name: str, chunks: Mapping[str, Array], came
         outputs = program.step({key: array[index] for key, array in chunks.items()}, state)
         for output, wanted in outputs.items():
             error = float(np.abs(wanted - came[output][index]).max())
-            if not error <= RELATIVE * max(1.0, float(np.abs(wanted).max())):
+            if not error <= relative * max(1.0, float(np.abs(wanted).max())):
                 raise CheckFailed(f"{name} differs from onnxruntime by {error:.1e} at output {output}, step {index}")
 
 
 def versions(name: str) -> dict[str, Any]:
     """What is installed in a peer's environment."""
     code = "import json, importlib.metadata as m, sys; print(json.dumps({p: m.version(p) for p in sys.argv[1:]}))"
-    packages = [requirement.partition("==")[0] for requirement in PACKAGES[name].split()]
+    packages = [requirement.partition("==")[0] for requirement in PACKAGES[engine_of(name)[0]].split()]
     done = subprocess.run([interpreter(name), "-c", code, *packages], capture_output=True, text=True)
     found: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {}
     return found

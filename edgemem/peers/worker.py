@@ -1,6 +1,7 @@
 """One engine that edgemem is measured against, in a process and an environment of its own; imports nothing of edgemem.
 
     python worker.py convert FOLDER          litert only: step.pt2 -> model.tflite
+    python worker.py narrow NAME FOLDER      the engine's own quantization of a float32 model, as in `NARROW`
     python worker.py ENGINE FOLDER THREADS   writes outputs.npz, says `ready`, then for each line with a number of
                                              seconds steps that long and answers the microseconds of each step as JSON
 
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 
 WARM = 20
+GROUP = 32  # inputs that share a scale, in 4-bit weights
 
 
 class Onnxruntime:
@@ -65,6 +67,8 @@ class Openvino:
 
         core = ov.Core()
         config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        if job["narrow"]:
+            config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = GROUP  # activations in bytes, by groups, as in its best setting
         model = core.compile_model(core.read_model(job["model"]), "CPU", config)
         self.inputs = {name: np.array(data[name][0]) for name in job["inputs"]}
         sets = [{name: np.array(data[f"start.{name}"]) for name in job["states"]} for _ in "AB"]
@@ -92,7 +96,7 @@ class Litert:
     def __init__(self, job: dict[str, Any], data: dict[str, Any], threads: int) -> None:
         from ai_edge_litert.interpreter import Interpreter
 
-        self.engine = engine = Interpreter(str(Path(job["folder"]) / "model.tflite"), num_threads=threads)
+        self.engine = engine = Interpreter(job["model"], num_threads=threads)
         engine.allocate_tensors()
         (signature,) = engine.get_signature_list().values()
         runner = engine.get_signature_runner()
@@ -141,6 +145,62 @@ def convert(folder: Path) -> None:
     program = torch.export.load(str(folder / "step.pt2"))
     arguments, _ = program.example_inputs
     litert_torch.convert(program.module(), tuple(arguments)).export(str(folder / "model.tflite"))
+    job = json.loads((folder / "job.json").read_text())
+    (folder / "job.json").write_text(json.dumps(job | {"model": str(folder / "model.tflite")}))
+
+
+def narrow_onnxruntime(form: str, source: Path, folder: Path) -> Path:
+    """int8: MatMulInteger on activations that are quantized in every step. blocks8, int4: MatMulNBits, which may round
+    activations to int8 inside the kernel (accuracy level 4, its fastest).
+    """
+    target = folder / "narrow.onnx"
+    if form == "int8":
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        quantize_dynamic(source, target, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8)
+        return target
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    bits = {"blocks8": 8, "int4": 4}[form]
+    quantizer = MatMulNBitsQuantizer(str(source), bits, GROUP, is_symmetric=True, accuracy_level=4)
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(target))
+    return target
+
+
+def narrow_openvino(form: str, source: Path, folder: Path) -> Path:
+    """Weights by NNCF, all of them."""
+    import nncf
+    import openvino as ov
+
+    modes = nncf.CompressWeightsMode
+    four = {"mode": modes.INT4_SYM, "group_size": GROUP, "ratio": 1.0, "all_layers": True}
+    model = ov.Core().read_model(source)
+    model = nncf.compress_weights(model, **(four if form == "int4" else {"mode": modes.INT8_SYM}))
+    ov.save_model(model, folder / "narrow.xml", compress_to_fp16=False)
+    return folder / "narrow.xml"
+
+
+def narrow_litert(form: str, source: Path, folder: Path) -> Path:
+    """Products whose activations are quantized in every step, weights per output channel."""
+    from ai_edge_quantizer import quantizer, recipe
+
+    recipes = {"int8": recipe.dynamic_wi8_afp32, "int4": recipe.dynamic_wi4_afp32}
+    maker = quantizer.Quantizer(str(source), recipes[form]())
+    target = folder / "narrow.tflite"
+    maker.quantize().export_model(str(target), overwrite=True)
+    return target
+
+
+NARROW = {"onnxruntime": narrow_onnxruntime, "openvino": narrow_openvino, "litert": narrow_litert}
+
+
+def narrow(name: str, folder: Path) -> None:
+    """The model of a job in the engine's own narrow form; the job then names that file."""
+    engine, _, form = name.partition("-")
+    job = json.loads((folder / "job.json").read_text())
+    made = NARROW[engine](form, Path(job["model"]), folder)
+    (folder / "job.json").write_text(json.dumps(job | {"model": str(made)}))
 
 
 def serve(engine: str, folder: Path, threads: int) -> None:
@@ -179,5 +239,7 @@ def serve(engine: str, folder: Path, threads: int) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "convert":
         convert(Path(sys.argv[2]))
+    elif sys.argv[1] == "narrow":
+        narrow(sys.argv[2], Path(sys.argv[3]))
     else:
         serve(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
