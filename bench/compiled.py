@@ -1,10 +1,11 @@
 """How far are compiled steps from what the machine can do, and from other engines?
 
-python -m bench.compiled [--peers onnxruntime,openvino,litert] [STEP...]
+python -m bench.compiled [--peers onnxruntime,openvino,litert] [--only mid,mid-narrow]
 
 writes bench/results/compiled.json: microseconds of a step in both runtimes and in other engines, on one thread, called
 from Python and from C, and how often they hold the roofline of `edgemem.measure`; of the mid step also how long a
-process takes to its first output, and its memory. Steps that were not asked for stay as they were.
+process takes to its first output, and its memory. Steps with narrow weights are in `bench.narrow`. Steps that were not
+asked for stay as they were; each is written as soon as it is measured.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import narrow
 from bench.claims import Section, Table
 from bench.timing import RESULTS, write
 from edgemem.measure import measure
@@ -29,12 +31,14 @@ STEPS: Mapping[str, tuple[str, dict[str, object]]] = {
     "kws": ("kws-lmuformer", {}),
     "mid": ("rwkv4", {"layers": 8, "width": 512, "vocab": 4096}),
     "segment": ("memformer", {"layers": 4, "width": 256, "heads": 4, "slots": 16, "segment": 64}),
+    "base": ("rwkv4", {"layers": 12, "width": 768, "vocab": 50277}),
 }
 NAMES = {
     "small": "RWKV-4, 2 layers of 64",
     "kws": "the shipped keyword spotter",
     "mid": "RWKV-4, 8 layers of 512",
     "segment": "Memformer, 4 layers of 256, 64 rows a step",
+    "base": "RWKV-4, 12 layers of 768, 50,277 tokens",
 }
 PEERS = ("onnxruntime", "openvino", "litert")
 ROUNDS, STARTS = 30, 15
@@ -64,32 +68,60 @@ GOALS: Sequence[tuple[str, str, str, float]] = (
     ("mid", "p50_us", "best peer", 1.05),
     ("segment", "roofline_ratio", "roofline", 1 / 0.85),
     ("segment", "p50_us", "best peer", 1.0),
+    ("base", "roofline_ratio", "roofline", 1 / 0.9),
+    ("base", "p50_us", "best peer", 1.05),
 )
 
 
 def main() -> None:
+    labels = [*STEPS, *narrow.GROUPS]
     parser = argparse.ArgumentParser()
-    parser.add_argument("steps", nargs="*", default=[*STEPS], metavar="STEP", help=f"of {', '.join(STEPS)}")
+    parser.add_argument("--only", default=",".join(labels), metavar="STEPS", help=f"of {', '.join(labels)}")
     parser.add_argument("--peers", default=",".join(PEERS), help="engines beside it; empty: none")
     arguments = parser.parse_args()
     against = [name for name in arguments.peers.split(",") if name]
-    result: dict[str, Any] = {"rounds": ROUNDS, "steps": {}}
-    for label in arguments.steps:
+    wanted = arguments.only.split(",")
+    if unknown := [label for label in wanted if label not in labels]:
+        parser.error(f"--only: {', '.join(labels)} were wanted, {', '.join(unknown)} came")
+    for label in wanted:
         with tempfile.TemporaryDirectory(prefix="edgemem-") as folder:
-            found, program, seconds = measured(label, Path(folder), against)
-            rows = [row | {"file": label} for row in found["rows"]]
-            result["steps"][label] = {"rows": rows, "compile_s": round(seconds, 2), "skipped": found.get("skipped", [])}
-            result["peers"] = found.get("peers", {})
-            for row in rows:
-                print(line(row, rows), flush=True)
-            if label == "mid":
-                result["start"] = start(program)
-                print(f"mid: {result['start']}", flush=True)
+            stored(narrow_step(label, Path(folder), against) if label in narrow.GROUPS else
+                   float_step(label, Path(folder), against))  # fmt: skip
+
+
+def float_step(label: str, folder: Path, against: Sequence[str]) -> dict[str, Any]:
+    """What the result file is to hold of one step in float32."""
+    found, program, seconds = measured(label, folder, against)
+    rows = [row | {"file": label} for row in found["rows"]]
+    step = {"rows": rows, "compile_s": round(seconds, 2), "skipped": found.get("skipped", [])}
+    for row in rows:
+        print(line(row, rows), flush=True)
+    for peer in step["skipped"]:
+        print(f"{label}: {peer['runtime']} does not run: {peer['reason']}", flush=True)
+    result: dict[str, Any] = {"rounds": ROUNDS, "steps": {label: step}, "peers": found.get("peers", {})}
+    if label == "mid":
+        result["start"] = start(program)
+        print(f"mid: {result['start']}", flush=True)
+    return result
+
+
+def narrow_step(label: str, folder: Path, against: Sequence[str]) -> dict[str, Any]:
+    """The same of a group of narrow ones."""
+    found = narrow.measured(label, folder, against)
+    for row in found["rows"]:
+        print(narrow.line(label, row), flush=True)
+    for peer in found["skipped"]:
+        print(f"{label}: {peer['runtime']} does not run: {peer['reason']}", flush=True)
+    return {"narrow": {label: found}}
+
+
+def stored(result: dict[str, Any]) -> None:
+    """Write what was measured; steps that were not measured now stay as they were."""
     path = RESULTS / "compiled.json"
-    if path.is_file():  # steps that were not measured now stay as they were
-        kept = json.loads(path.read_text())
-        result = {**kept, **result, "steps": {**kept["steps"], **result["steps"]}}
-    write("compiled", result)
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    for part in ("steps", "narrow"):
+        result[part] = {**kept.get(part, {}), **result.get(part, {})}
+    write("compiled", {**kept, **result})
 
 
 def measured(label: str, folder: Path, against: Sequence[str]) -> tuple[dict[str, Any], Path, float]:
@@ -182,15 +214,20 @@ def section(result: Mapping[str, Any]) -> Section:
             "What was tried where a goal is missed: the segment's products take as long in tiles of 8 x 2 or 12 x 2 "
             "vectors as in those of 4 x 4 that stand, and longer in 8 x 3, so registers are not what limits them; "
             "`edgemem profile` shows the rest in kernels that move data (heads side by side, masks). Python's start is "
-            "the import of pydantic and the schema of the contract, which `edgemem-run` has no need of."
+            "the import of pydantic and the schema of the contract, which `edgemem-run` has no need of.\n\n"
+            "Narrow weights: of as many bits, each engine has its own quantization of the same float32 model "
+            "(`-int8`: products of bytes on activations that it rounds in every step; `-blocks8`, `-int4`: groups of "
+            "32 weights with a scale; OpenVINO's by NNCF, LiteRT's by its quantizer, one scale per output), and two "
+            "also run our file. Their errors are their own; none is timed that is far from the float32 model."
         ),
         tables=[
-            Table("Steps", HEADS, [cells(label, row, steps[label]["rows"]) for label in STEPS
+            Table("Steps", HEADS, [cells(label, row, steps[label]["rows"]) for label in STEPS if label in steps
                                    for row in steps[label]["rows"]]),
             Table("What is asked of aot", ("step", "from", "against", "at most", "measured", "at best", ""),
                   goals(steps)),
             Table("Start and memory of the mid step, compiled in "
                   f"{steps['mid']['compile_s']:.0f} s", ("what", "wanted", "measured", ""), starts(began)),
+            *(narrow.tables(result["narrow"]) if result.get("narrow") else []),
         ],
         recipe="bench.compiled",
     )  # fmt: skip
@@ -210,6 +247,8 @@ def goals(steps: Mapping[str, Any]) -> list[list[str]]:
     """What was wanted of each step, beside what came: by the medians, and by the shortest calls."""
     lines = []
     for label, key, against, most in GOALS:
+        if label not in steps:
+            continue
         rows = steps[label]["rows"]
         own = next(row for row in rows if row["runtime"] == "aot")
         if against == "roofline":

@@ -52,6 +52,23 @@ def macs_per_step(model: ModelFile) -> int:
     return sum(macs(node, shapes) for node in model.onnx.nodes)
 
 
+def byte_macs_per_step(model: ModelFile) -> int:
+    """Those of them that multiply bytes with bytes: int8 weights, and activations that the file rounds to 8 bits."""
+    shapes = {name: kind.shape for name, kind in (*model.onnx.values.items(), *model.onnx.outputs.items())}
+    shapes |= {name: constant.shape for name, constant in model.onnx.initializers.items()}
+    made = {name: node for node in model.onnx.nodes for name in node.outputs}
+    kinds = {name: kind.dtype for name, kind in model.onnx.values.items()}
+    kinds |= {name: constant.dtype for name, constant in model.onnx.initializers.items()}
+
+    def is_bytes(name: str) -> bool:
+        node = made.get(name)
+        stored = node.inputs[0] if node is not None and node.op_type == "DequantizeLinear" else name
+        return kinds.get(stored) in ("int8", "uint8")
+
+    products = (node for node in model.onnx.nodes if node.op_type in PRODUCTS)
+    return sum(macs(node, shapes) for node in products if all(map(is_bytes, node.inputs[:2])))
+
+
 def macs(node: Node, shapes: dict[str, tuple[int, ...]]) -> int:
     """Output elements times the length of the sums that make them."""
     place = 3 if node.op_type.startswith("QLinear") else 1  # left, its scale and zero point, then right

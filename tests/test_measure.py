@@ -61,10 +61,13 @@ def test_the_roofline_is_the_tighter_of_two_limits() -> None:
         def multiply_us(self, count: int) -> float:
             return count / 10
 
-    row = measure.Row("aot", "f", 1, bytes_per_step=1000, macs_per_step=50)
+        def dots_us(self, count: int) -> float:
+            return count / 40
+
+    row = measure.Row("aot", "f", 1, bytes_per_step=1000, macs_per_step=50, byte_macs_per_step=20)
     assert measure.roofline_us(Fixed(), row) == 10.0  # type: ignore[arg-type]
     row.macs_per_step = 500
-    assert measure.roofline_us(Fixed(), row) == 50.0  # type: ignore[arg-type]
+    assert measure.roofline_us(Fixed(), row) == 48.0 + 0.5  # type: ignore[arg-type]
     row.rooflines_us, row.rounds_us, row.calls_us = [2.0, 4.0, 1.0], [4.0, 12.0, 2.0], [3.0, 5.0, 9.0]
     assert row.to_json()["roofline_ratio"] == statistics.median([2.0, 3.0, 2.0])
     assert row.to_json()["p50_us"] == 5.0
@@ -75,6 +78,7 @@ def test_the_probe_reads_and_multiplies(tmp_path: Path) -> None:
     probe = measure.Probe(tmp_path)
     assert 0 < probe.read_us(1 << 12) < probe.read_us(1 << 22)
     assert 0 < probe.multiply_us(1 << 12) < probe.multiply_us(1 << 22)
+    assert probe.dots_us(0) == 0 < probe.dots_us(1 << 12) < probe.dots_us(1 << 22)
 
 
 def test_a_probe_that_does_not_compile_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,9 @@ def test_a_quantized_file_has_no_torch_module_for_litert(model: Path, here: Path
 
 
 def test_a_missing_environment_says_how_to_make_it(model: Path, here: Path) -> None:
-    with pytest.raises(MissingDependency, match=r"own with openvino==\S+ nncf==\S+ numpy, and \S+/openvino is .*--install-peers"):
+    with pytest.raises(
+        MissingDependency, match=r"own with openvino==\S+ nncf==\S+ numpy, and \S+/openvino is .*--install-peers"
+    ):
         measure([model], ["ort"], against=["openvino"])
     with pytest.raises(
         UsageError, match=r"--against tensorrt: there are onnxruntime, onnxruntime-int8, .*, litert-int4"
