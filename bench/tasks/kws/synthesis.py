@@ -97,12 +97,19 @@ def other_words(voice: str) -> list[str]:
 def rendition(engine: str, voice: str, word: str, turn: int) -> Rendition:
     """The `turn`-th rendition of a word by a voice."""
     random = np.random.default_rng([SEED, zlib.crc32(f"{engine} {voice} {word} {turn}".encode())])
+    return in_some_manner(word, engine, voice, random, ESPEAK_WORDS_PER_MINUTE)
+
+
+def in_some_manner(
+    text: str, engine: str, voice: str, random: np.random.Generator, words_per_minute: tuple[int, int]
+) -> Rendition:
+    """A text by a voice, with speed, pitch, accent and ending drawn; `words_per_minute` is of espeak-ng."""
     ending = str(random.choice(ENDINGS))
     if engine == "espeak":
-        words_per_minute, pitch = int(random.integers(*ESPEAK_WORDS_PER_MINUTE)), int(random.integers(*ESPEAK_PITCH))
-        return Rendition(word, "espeak", voice, str(random.choice(ACCENTS)), words_per_minute, pitch, ending)
-    speed, factor = 1 / random.uniform(*FLITE_STRETCH), random.uniform(*FLITE_PITCH)
-    return Rendition(word, "flite", voice, "", round(speed, 3), round(factor, 3), ending)
+        speed, pitch = int(random.integers(*words_per_minute)), int(random.integers(*ESPEAK_PITCH))
+        return Rendition(text, "espeak", voice, str(random.choice(ACCENTS)), speed, pitch, ending)
+    factor, higher = 1 / random.uniform(*FLITE_STRETCH), random.uniform(*FLITE_PITCH)
+    return Rendition(text, "flite", voice, "", round(factor, 3), round(higher, 3), ending)
 
 
 def check_tools() -> None:

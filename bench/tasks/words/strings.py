@@ -14,8 +14,8 @@ import zlib
 
 import numpy as np
 
-from bench.tasks.kws.synthesis import ENDINGS, ESPEAK_PITCH, FLITE_PITCH, FLITE_STRETCH, Rendition
-from bench.tasks.kws.voices import ACCENTS, ESPEAK, FLITE
+from bench.tasks.kws.synthesis import Rendition, in_some_manner
+from bench.tasks.kws.voices import ESPEAK, FLITE
 from edgemem.tasks.words import COMMANDS, DIGITS
 
 SEED = 2026
@@ -41,13 +41,7 @@ def recipe(split: str, drawn: tuple[str, ...] = ()) -> list[Rendition]:
 def rendition(engine: str, voice: str, turn: int) -> Rendition:
     """The `turn`-th string by a voice; its `word` is the text, commas included."""
     random = np.random.default_rng([SEED, zlib.crc32(f"{engine} {voice} {turn}".encode())])
-    text = punctuated(drawn_words(random), random)
-    ending = str(random.choice(ENDINGS))
-    if engine == "espeak":
-        speed, pitch = int(random.integers(*WORDS_PER_MINUTE)), int(random.integers(*ESPEAK_PITCH))
-        return Rendition(text, "espeak", voice, str(random.choice(ACCENTS)), speed, pitch, ending)
-    speed, factor = 1 / random.uniform(*FLITE_STRETCH), random.uniform(*FLITE_PITCH)
-    return Rendition(text, "flite", voice, "", round(speed, 3), round(factor, 3), ending)
+    return in_some_manner(punctuated(drawn_words(random), random), engine, voice, random, WORDS_PER_MINUTE)
 
 
 def drawn_words(random: np.random.Generator) -> list[str]:
