@@ -347,6 +347,7 @@ def entry(name: str, parameters: int, macs: int, clean: float, **more: float) ->
         "macs_per_second_of_audio": macs,
         "state_bytes": 100,
         "accuracy": {"clean": clean, "10db": 0.6, "0db": 0.3},
+        "accuracy_by_voice": {"clean": {"ann": clean, "bob": clean, card.PERSON: clean / 2}},
         "early": {"enough": 0.9, "shortened": 0.25},
         "cut": {"centred": {"shortened": 0.25}, "anywhere": {"shortened": 0.05}},
         "rejected": {"ordinary": {"as_unknown": 0.8}},
@@ -386,6 +387,14 @@ def test_card_and_page_say_which_recipe_made_a_model() -> None:
     said = "a recipe before the"
     assert said in card.card(old) and said not in card.card(new)
     assert said in page.origin(old) and said not in page.origin(new)
+
+
+def test_the_page_shows_the_shipped_spotter_beside_its_form_by_the_present_recipe() -> None:
+    both = page.shipped(result())
+    assert both.heads == ("", "shipped", "its form by the present recipe")
+    assert ["clean", "95.0 %", "95.0 %"] in both.rows and ["clean, the recorded man", "47.5 %", "47.5 %"] in both.rows
+    now = {**result(), "training": {**result()["training"], "sequences": 9}}
+    assert page.shipped(now).heads == ("", "shipped") and ["steps", "10"] in page.shipped(now).rows
 
 
 def test_the_page_says_what_falls_short() -> None:

@@ -13,7 +13,8 @@
 
 Those to compare get the same data, the same recipe, and steps for about the same processor time: two and a half
 minutes of one core each. The shipped checkpoint is from before the drawn speakers and the pool, as its `training` in
-the results says; `--model shipped` trains it anew, for longer, with what is here.
+the results says, so no run here gives its very numbers; the results page has them beside those of its form by the
+present recipe. `--model shipped` trains it anew, for longer, with what is here.
 
 Writes edgemem/tasks/data/MODEL.safetensors and .md, bench/results/kws.json, kws_confusion.png and kws_models.png; with
 --quick all goes to build/kws-quick instead, as does, to build/kws, the LMUFormer that is compared.

@@ -23,6 +23,7 @@ SHIPPED = "kws-lmuformer"
 TO_USE = (SHIPPED, "kws-tiny")
 SECONDS_PER_ROW = 0.02
 RECORDED_VOICES = 4  # of flite; one person twice
+PERSON = "flite:rms"  # the one recorded person among the test voices
 LEVELS = {"clean": "clean", "10db": "noise 10 dB below the word", "0db": "noise as loud as the word"}
 
 
@@ -35,7 +36,7 @@ def card(entry: dict[str, Any]) -> str:
         f"| {kind} | {found['clips']} | {100 * found['as_unknown']:.0f} % | {100 * found['as_keyword']:.0f} % |"
         for kind, found in entry["rejected"].items()
     )
-    recorded = entry["accuracy_by_voice"]["clean"].get("flite:rms", float("nan"))
+    recorded = entry["accuracy_by_voice"]["clean"].get(PERSON, float("nan"))
     return f"""# {entry["model"]}
 
 Spots ten English words in 16 kHz audio as it comes: yes, no, up, down, left, right, on, off, stop, go; any other
