@@ -171,10 +171,24 @@ def simplify(model: ir.Model, kept: set[str]) -> None:
             output_size_limit=FOLDED_ELEMENTS,
             should_fold=lambda node: folds(node, kept),
         )
-        rewriter.rewrite(model)
+        with hidden_values(model, kept):
+            rewriter.rewrite(model)
         common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     common.RemoveUnusedOpsetsPass()(model)
+
+
+@contextmanager
+def hidden_values(model: ir.Model, kept: set[str]) -> Iterator[None]:
+    """Keep the values of parameters from rules that look at them: one would drop a bias that is all zeros."""
+    values = [(v, v.const_value) for name, v in model.graph.initializers.items() if name in kept]
+    for value, _ in values:
+        value.const_value = None
+    try:
+        yield
+    finally:
+        for value, content in values:
+            value.const_value = content
 
 
 def folds(node: ir.Node, kept: set[str]) -> bool | None:

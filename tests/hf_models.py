@@ -23,9 +23,23 @@ TOKENS, WARM = 240, 40
 CLOSE = 2e-5  # of the largest logit: float32 sums in another order, over 240 tokens
 VOCAB = 61
 
+DECODER = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24, "pad_token_id": 0,
+    "bos_token_id": 0, "eos_token_id": 0,
+}  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
     "rwkv": {"hidden_size": 16, "attention_hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 20},
-}
+    "mamba": {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 6, "time_step_rank": 3},
+    "mamba2": {
+        "hidden_size": 16, "num_hidden_layers": 2, "state_size": 6, "head_dim": 8, "num_heads": 4, "n_groups": 2,
+        "chunk_size": 16, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0,
+    },
+    "llama": {**DECODER, "num_key_value_heads": 2},
+    "mistral": {**DECODER, "num_key_value_heads": 1, "sliding_window": None, "head_dim": 6},
+    "qwen2": {**DECODER, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "qwen3": {**DECODER, "num_key_value_heads": 2, "head_dim": 6},
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 512, "bos_token_id": 0, "eos_token_id": 0},
+}  # fmt: skip
 
 
 def fields(name: str, **changes: Any) -> dict[str, Any]:

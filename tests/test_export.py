@@ -130,6 +130,14 @@ def test_a_users_module_needs_only_state_and_step(module: nn.Module, chunk: int,
     np.testing.assert_allclose(y, wanted[0] if batch == 1 else wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_parameters_that_are_zero_or_one_stay_in_the_file(tmp_path: Path) -> None:
+    cell = Cell()
+    nn.init.zeros_(cell.mix.bias)
+    to_onnx(cell, EXAMPLE, tmp_path / "m.onnx")
+    opened = modelfile.open_model(tmp_path / "m.onnx")
+    np.testing.assert_array_equal(stored_tensors(opened)["mix.bias"], np.zeros(4, np.float32))
+
+
 def test_several_inputs_and_outputs_go_by_name(tmp_path: Path) -> None:
     contract = to_onnx(TwoOutputs(), None, tmp_path / "m.onnx")
     assert [port.name for port in contract.inputs] == ["token", "x"]

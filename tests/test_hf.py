@@ -12,7 +12,7 @@ from edgemem.export.hf import loading, registry
 from edgemem.export.hf.stream import CausalStream
 from tests import hf_models as hf
 
-NAMES = ("rwkv",)
+NAMES = ("rwkv", "mamba", "mamba2")
 
 
 @pytest.fixture(params=NAMES)
