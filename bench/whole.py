@@ -2,12 +2,16 @@
 
 bytes    the test split of the standard library, files packed into the rows of a batched program
 kws      the 1,440 clean clips of the recipe, where `python -m bench.tasks.kws.data` has written them
-others   the packaged excerpt
+words    the 690 strings of the recipe, clean, where `python -m bench.tasks.words.data` has written them
+
+Where a set has not been written, the packaged excerpt.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +20,10 @@ import numpy as np
 from bench.tasks.bytes.data import BEGIN, files
 from bench.tasks.kws import clip_sets
 from bench.tasks.kws.data import FOLDER
+from bench.tasks.words import data as strings_data
+from bench.tasks.words import evaluate as recognised
 from edgemem.audio import PCM16_FULL_SCALE
+from edgemem.checkpoints import packaged
 from edgemem.evaluation import evaluate
 from edgemem.program import Program, load
 from edgemem.runner import softmax
@@ -32,12 +39,51 @@ Array = np.ndarray[Any, np.dtype[Any]]
 def judged(path: Path, task: str, whole: bool = True) -> dict[str, Any]:
     """The task's metric of a file, and of how much; with `whole` false, of the packaged excerpt."""
     if task == "bytes":
-        texts = [np.frombuffer(file.read_bytes(), np.uint8) for _, file in files("test")] if whole else []
-        return bits(load(path), [text for text in texts if len(text)] or list(byte_task.excerpt()[0]))
-    if whole and task == "kws" and (FOLDER / "test_clean.npz").is_file():
-        return spotted(load(path), clip_sets.load(FOLDER, "clean"))
-    found = evaluate(path, task).score
-    return {"metric": found.metric, "quality": found.value, "of": "excerpt"}
+        return bits(load(path), texts(whole))
+    if whole and task == "kws" and spoken() is not None:
+        return spotted(load(path), spoken())
+    if whole and task == "words" and strings():
+        found = recognised.judged(load(path), strings())
+        return {"metric": "token_error_rate", "quality": found["token_error_rate"], "of": f"{len(strings())} strings"}
+    score = evaluate(path, task).score
+    return {"metric": score.metric, "quality": score.value, "of": "excerpt"}
+
+
+def digest(task: str, whole: bool) -> str:
+    """SHA-256 of what `judged` judges by."""
+    total = hashlib.sha256(task.encode())
+    if task == "bytes":
+        arrays = texts(whole)
+    elif whole and task == "kws" and spoken() is not None:
+        arrays = [spoken().clips, spoken().labels]
+    elif whole and task == "words" and strings():
+        arrays = [array for clip in strings() for array in (clip.sound, np.array(clip.words))]
+    else:
+        arrays = [np.frombuffer(packaged(f"{task}_excerpt.npz").read_bytes(), np.uint8)]
+    for array in arrays:
+        total.update(f"{array.dtype} {array.shape};".encode() + np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()
+
+
+@cache
+def texts(whole: bool) -> list[Array]:
+    """Files of the standard library's test split, or the packaged excerpt."""
+    found = [np.frombuffer(file.read_bytes(), np.uint8) for _, file in files("test")] if whole else []
+    return [text for text in found if len(text)] or list(byte_task.excerpt()[0])
+
+
+@cache
+def spoken() -> clip_sets.Clips | None:
+    """The test clips of the spotters, if they have been written."""
+    return clip_sets.load(FOLDER, "clean") if (FOLDER / "test_clean.npz").is_file() else None
+
+
+@cache
+def strings() -> list[recognised.Clip]:
+    """The clean test strings of the recognisers; none where they have not been written."""
+    if not (strings_data.FOLDER / "test.npz").is_file():
+        return []
+    return recognised.clips(strings_data.load("test"), None, recognised.TEST_SEED)
 
 
 def spotted(program: Program, clips: clip_sets.Clips) -> dict[str, Any]:

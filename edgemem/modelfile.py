@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,13 @@ def open_model(path: str | Path) -> ModelFile:
 
 def start_values(model: ModelFile) -> dict[str, Array]:
     """The start of every state, [batch, *shape], writable copies."""
+    return starts(model.contract, lambda name: model.onnx.initializers[name].numpy())
+
+
+def starts(contract: Contract, constant: Callable[[str], Array]) -> dict[str, Array]:
+    """The start of every state of a contract, [batch, *shape], writable copies; `constant` gives the learned ones."""
     values = {}
-    for state in model.contract.states:
-        start: Any = model.onnx.initializers[state.start].numpy() if isinstance(state.start, str) else state.start
+    for state in contract.states:
+        start: Any = constant(state.start) if isinstance(state.start, str) else state.start
         values[state.name] = np.broadcast_to(np.asarray(start, state.dtype), state.shape).copy()
     return values

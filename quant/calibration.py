@@ -21,15 +21,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from edgemem import modelfile
 from edgemem.errors import InputError, UsageError
+from edgemem.program import Array
+from edgemem.quant import graph
 from edgemem.runner import AUDIO
+from edgemem.tasks import Tick, quiet
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from edgemem.contract import Contract, InputFacts
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Frames = Mapping[str, Array]  # [time, *features] by input name
 RUNS = (16, 64, 256, 1024, 4096)  # steps between resets
 STEPS = 1024
@@ -41,9 +44,11 @@ PENDING = 256  # steps whose rows are multiplied at once
 SOURCES = "sources"  # the text of edgemem's own modules
 SOURCE_BYTES = 1 << 16
 SPEECH = "speech_calibration.npz"
+WORDS, WORDS_FEATURES = "words_calibration.npz", 240
 SPOTTERS = ("kws-lmuformer", "kws-tiny", "kws-spiking-lmuformer", "kws-gru", "kws-transformer")
 EXCERPTS = {
-    **dict.fromkeys((*SPOTTERS, "asr-folding"), SPEECH),
+    **dict.fromkeys(SPOTTERS, SPEECH),
+    "asr-folding": WORDS,
     **dict.fromkeys(("lm-rwkv4", "lm-memformer", "lm-transformer-xl", "lm-transformer"), SOURCES),
 }
 PROBE_EPISODES, PROBE_SEED = 16, 7  # a seed that training may draw from
@@ -121,6 +126,8 @@ class Observed:
 def packaged(contract: Contract) -> Data | None:
     """The excerpt that ships for this model, if one does."""
     name = EXCERPTS.get(contract.model.name)
+    if name == WORDS and contract.inputs[0].shape[-1] != WORDS_FEATURES:  # another front end than the shipped model's
+        name = SPEECH
     if name == SOURCES:
         return own_sources(contract)
     if contract.model.name.startswith("probe-"):
@@ -339,6 +346,7 @@ def observed(
     count: int = STEPS,
     runs: Sequence[int] = RUNS,
     grams: bool = False,
+    tick: Tick = quiet,
 ) -> dict[str, Observed]:
     """What float tensors of a graph hold while it runs over `data`, its state carried from step to step.
 
@@ -367,20 +375,14 @@ def observed(
             if looked_at or tensor.grams:
                 tensor.add(values[name], chosen)
         state = {facts.input: values[facts.output] for facts in contract.states}
+        tick((step + 1) / (scheduled + long))
     return seen
 
 
 def starts(model: ir.Model, contract: Contract) -> dict[str, Array]:
     """The start of every state by the name of its graph input."""
-    values = {}
-    for state in contract.states:
-        start: Any = state.start
-        if isinstance(start, str):
-            constant = model.graph.initializers[start].const_value
-            assert constant is not None
-            start = constant.numpy()
-        values[state.input] = np.broadcast_to(np.asarray(start, state.dtype), state.shape).copy()
-    return values
+    values = modelfile.starts(contract, lambda name: graph.numpy_of(model.graph.initializers[name]))
+    return {state.input: values[state.name] for state in contract.states}
 
 
 def runnable(model: ir.Model, extra: Sequence[str]) -> Any:
@@ -413,11 +415,11 @@ def wanted_data(contract: Contract, given: str | Path | None, scheme: str, neede
 class Calibration:
     """The data of one run, and what the inputs of matrix products held in the graph that a scheme starts from."""
 
-    def __init__(self, model: ir.Model, contract: Contract, data: Data, count: int = STEPS) -> None:
-        self.contract, self.data, self.count = contract, data, count
+    def __init__(self, model: ir.Model, contract: Contract, data: Data, count: int = STEPS, tick: Tick = quiet) -> None:
+        self.contract, self.data, self.count, self.tick = contract, data, count, tick
         products = [node.inputs[0] for node in model.graph if node.op_type == "MatMul"]
         names = [str(value.name) for value in products if value is not None and value.const_value is None]
-        self.products = observed(model, contract, data, names, count, grams=True)
+        self.products = observed(model, contract, data, names, count, grams=True, tick=tick)
 
     @property
     def digest(self) -> str:
@@ -425,7 +427,7 @@ class Calibration:
 
     def observe(self, model: ir.Model, names: Sequence[str]) -> dict[str, Observed]:
         """What tensors of a graph hold on the same steps."""
-        return observed(model, self.contract, self.data, names, self.count)
+        return observed(model, self.contract, self.data, names, self.count, tick=self.tick)
 
     def gram(self, names: Sequence[str]) -> Array | None:
         """The second moment [features, features] of the inputs of products that read one matrix, all of `names`."""

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from edgemem.program import Array
+
 Choose = Callable[[Array, Array], tuple[Array, Array]]
 DAMPING = 0.02  # of the mean moment, added to every input's: few samples, and inputs that calibration never saw
 

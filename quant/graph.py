@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from edgemem.program import Array
+
 OPSET = 21  # the first with int4 and int16 in QuantizeLinear and DequantizeLinear
 IR_VERSION = 10
 FLOAT = ir.DataType.FLOAT

@@ -11,11 +11,11 @@ largest error.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from edgemem.program import Array
+
 ROUNDS = 15
 SAMPLE = 1 << 15  # points that centres are fitted on
 BLOCK = 1 << 11

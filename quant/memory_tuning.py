@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from edgemem.module import chunk, extent, span, start_state
+from edgemem.program import Array
 from edgemem.quant import tuning
-from edgemem.quant.graph import Array
 from edgemem.quant.scheme import Job
 
 if TYPE_CHECKING:

@@ -24,9 +24,10 @@ import onnx_ir as ir
 
 from edgemem.contract import StateFacts
 from edgemem.errors import UsageError
+from edgemem.program import Array
 from edgemem.quant import state as states
 from edgemem.quant.calibration import runnable, starts, steps
-from edgemem.quant.graph import Array, Builder, as_float32, constant
+from edgemem.quant.graph import Builder, as_float32, constant
 from edgemem.quant.kmeans import assigned, kmeans
 from edgemem.quant.scheme import Job, Scheme
 
@@ -54,6 +55,12 @@ def apply(job: Job) -> None:
             f"scheme memory-vq: {job.contract.model.name} has no state whose last axis is a multiple of dim={dim}; "
             "choose another dim"
         )
+    if not has_places(chosen):
+        job.warnings.append(
+            f"{job.contract.model.name} keeps no slots and no caches: memory-vq rounds its vectors "
+            f"({', '.join(s.name for s in chosen)}) in every step, and the error runs on in them; "
+            "judge the result by --task, or take another scheme with --state auto"
+        )
     books: dict[str, Array] = {}
     for _ in range(1 + REFITS):
         seen = rolled(job, chosen, books)
@@ -79,7 +86,12 @@ def memories(job: Job, dim: int) -> list[StateFacts]:
         for s in job.contract.states
         if states.may_be_narrow(s) and s.shape[-1] % dim == 0 and not job.excluded(s.name)
     ]
-    return [s for s in fitting if len(s.shape) > 2] or fitting
+    return [s for s in fitting if has_places([s])] or fitting
+
+
+def has_places(chosen: list[StateFacts]) -> bool:
+    """Whether states [batch, places, width] are slots or caches, of which a step writes a few, and not one vector."""
+    return any(len(s.shape) > 2 for s in chosen)
 
 
 def rolled(job: Job, chosen: list[StateFacts], books: Mapping[str, Array]) -> dict[str, Array]:
@@ -94,6 +106,7 @@ def rolled(job: Job, chosen: list[StateFacts], books: Mapping[str, Array]) -> di
             state = starts(job.model, job.contract)
         values = dict(zip(results, session.run(results, {**inputs, **state}), strict=True))
         state = {s.input: values[s.output] for s in job.contract.states}
+        job.tick("rolling the memory", len(found[chosen[0].name]) / STEPS)
         for s in chosen:
             found[s.name].append(values[s.output].reshape(-1, s.shape[-1]))
             if s.name in books:

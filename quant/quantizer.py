@@ -9,9 +9,11 @@ comparison with the parent over 512 steps (the certificate), one atomic write. E
 from __future__ import annotations
 
 import hashlib
+import itertools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from edgemem.narrow import as_parent, helper
 from edgemem.program import load
 from edgemem.quant import calibration, graph
 from edgemem.quant import state as states
-from edgemem.quant.scheme import Job, Scheme, TensorChoice, parsed
+from edgemem.quant.scheme import Job, Scheme, TensorChoice, Tick, parsed, quiet
 from edgemem.tasks import Score
 from edgemem.trial import trial
 
@@ -97,7 +99,7 @@ def quantize(
     smallest: int = SMALLEST_ELEMENTS,
     task: str | None = None,
     steps: int = CERTIFIED_STEPS,
-    tick: Callable[[], None] = lambda: None,
+    tick: Tick = quiet,
 ) -> Report:
     """Quantize a model file by `scheme` (`w8`, `vq:dim=4,codes=256`, … see `edgemem.quant.scheme`).
 
@@ -105,8 +107,8 @@ def quantize(
     has its own. `exclude` holds globs of tensor names that stay as they are, matrices of fewer than `smallest`
     elements stay float32. `state` is how states are stored (see `edgemem.quant.state`), `auto` the narrowest that keeps
     the relative error of the outputs within `state_budget` over 5000 steps, or with `task`, what the task's metric
-    loses. The result is compared with the parent over `steps` steps; `tick` is called after each. `task` (see
-    `edgemem.tasks`) judges both files by its excerpt.
+    loses. The result is compared with the parent over `steps` steps. `task` (see `edgemem.tasks`)
+    judges both files by its excerpt. `tick` hears of every stage, and of the share of it that is done.
 
     Raises:
         ModelFileError, ContractError: the input is not a model with a valid contract, or is quantized already.
@@ -123,7 +125,7 @@ def quantize(
     check_places(model.path, Path(path_out))
     if task is not None:
         fitting(load(model.path), task)
-    job = Job(ir.load(model.path), model.contract, model.path, settings, tuple(exclude), smallest)
+    job = Job(ir.load(model.path), model.contract, model.path, settings, tuple(exclude), smallest, tick=tick)
     data = None
     if chosen.uses_data or state != "f32" or calibrate is not None:
         needed = chosen.needs_data or state not in ("f32", "f16")
@@ -141,7 +143,12 @@ def quantize(
     with atomic_path(Path(path_out)) as temporary:
         save(job.model, contract, temporary)
         parent = load(model.path)
-        found = trial(parent, as_parent(open_model(temporary), load(temporary), parent), steps, tick=tick)
+        found = trial(
+            parent,
+            as_parent(open_model(temporary), load(temporary), parent),
+            steps,
+            tick=counted(tick, "comparing", steps),
+        )
         certificate = certified(found, chosen.name, steps)
         quant = {**contract.quant, "relative_tolerance": relative_tolerance(found)}
         contract = contract.model_copy(update={"parity": (*contract.parity, certificate), "quant": quant})
@@ -167,13 +174,20 @@ def quantize(
                 f"{-(-more // saved)} streams on"
             )
             report = replace(report, warnings=tuple(job.warnings))
-        quality = judged(task, model.path, temporary) if task else {}
+        quality = judged(task, model.path, temporary, tick) if task else {}
     return replace(report, quality=quality)
 
 
-def judged(task: str, parent: Path, path: Path) -> dict[str, Any]:
+def counted(tick: Tick, stage: str, total: int) -> Callable[[], None]:
+    """A call after each of `total` steps of a stage."""
+    done = itertools.count(1)
+    return lambda: tick(stage, next(done) / total)
+
+
+def judged(task: str, parent: Path, path: Path, tick: Tick) -> dict[str, Any]:
     """A task's metric of both files, streamed."""
-    before, after = evaluate(parent, task), evaluate(path, task)
+    before = evaluate(parent, task, tick=lambda share: tick(f"{task}, before", share))
+    after = evaluate(path, task, tick=lambda share: tick(f"{task}, after", share))
     return {"task": task, "metric": after.score.metric, "before": before.score.value, "after": after.score.value}
 
 
@@ -189,12 +203,17 @@ def narrow_states(
     names = [end for s in contract.states if states.may_be_narrow(s) for end in (s.input, s.output)]
     largest: dict[str, Any] = {}
     if data is not None:
-        largest = states.scales(contract, calibration.observed(job.model, contract, data, names, states.DRIFT_STEPS))
+        seen = calibration.observed(
+            job.model, contract, data, names, states.DRIFT_STEPS, tick=partial(job.tick, "rolling states")
+        )
+        largest = states.scales(contract, seen)
     measured: dict[str, Any] = {"policy": policy}
     if policy == "auto":
         assert data is not None
         loss = metric_loss(job, largest, task) if task else None
-        chosen, measured = states.automatic(job.model, contract, data, largest, budget, loss=loss)
+        chosen, measured = states.automatic(
+            job.model, contract, data, largest, budget, loss=loss, tick=partial(job.tick, "choosing states")
+        )
         measured |= {"task": task} if task else {}
     return states.rewrite(job.model, contract, chosen, largest), {"states": measured}
 
@@ -251,7 +270,8 @@ def rewrite(job: Job, scheme: Scheme, keep: set[str], data: calibration.Data | N
     graph.prepare(job.model, keep)
     job.skipped = too_small(job) if scheme.weights else []
     if data is not None:
-        job.calibration = calibration.Calibration(job.model, job.contract, data)
+        tick = partial(job.tick, "calibrating")
+        job.calibration = calibration.Calibration(job.model, job.contract, data, tick=tick)
     scheme.apply(job)
     rewritten = len(job.choices)
     if scheme.weights and not rewritten:

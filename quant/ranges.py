@@ -9,11 +9,11 @@ entropy      |x| <= t, t the threshold whose 128 levels keep the distribution be
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from edgemem.program import Array
+
 TAIL_PERCENT = 0.01
 STEPS = 255  # of 8 bits
 SHRINKING = np.linspace(1.0, 0.3, 29)

@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgemem.errors import UsageError
+from edgemem.program import Array
 from edgemem.text import nearest
 
 if TYPE_CHECKING:
@@ -27,8 +28,14 @@ if TYPE_CHECKING:
     from edgemem.quant.calibration import Calibration
     from edgemem.quant.graph import Weight
 
-Array = np.ndarray[Any, np.dtype[Any]]
 FILES = ("f16", "w8", "w8a8_dynamic", "w4g32", "vq", "w8a8", "w8a8_outlier", "memory_vq")
+
+
+Tick = Callable[[str, float], None]  # hears of the stage that runs, and of the share of it that is done
+
+
+def quiet(stage: str, share: float) -> None:
+    """The tick that tells no one."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,7 @@ class Job:
     choices: list[TensorChoice] = field(default_factory=list)
     skipped: list[TensorChoice] = field(default_factory=list)  # matrices of fewer than `smallest` elements
     warnings: list[str] = field(default_factory=list)
+    tick: Tick = quiet
 
     def weights(self) -> list[Weight]:
         """The matrices that are large enough and not excluded, by name."""

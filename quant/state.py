@@ -27,9 +27,11 @@ import onnx_ir as ir
 
 from edgemem.contract import Contract, StateFacts
 from edgemem.errors import UsageError
+from edgemem.program import Array
 from edgemem.quant import graph
 from edgemem.quant.calibration import Data, Observed, starts, steps
-from edgemem.quant.graph import FLOAT, Array, Builder, constant
+from edgemem.quant.graph import FLOAT, Builder, constant
+from edgemem.tasks import Tick, quiet
 from edgemem.text import nearest
 
 POLICIES = ("f32", "f16", "i16", "i8", "i8+feedback", "i8+dither")
@@ -305,6 +307,7 @@ def drift(
 def automatic(
     model: ir.Model, contract: Contract, data: Data, largest: Mapping[str, Array], budget: float = BUDGET,
     count: int = DRIFT_STEPS, loss: Callable[[Mapping[str, str]], float] | None = None,
+    tick: Tick = quiet,
 ) -> tuple[dict[str, str], dict[str, Any]]:  # fmt: skip
     """The narrowest policy of every state that keeps all together within `budget`, and the measurements.
 
@@ -323,7 +326,8 @@ def automatic(
         return drift(session, model, contract, data, chosen, largest, steps)
 
     chosen = {}
-    for name in names:
+    for index, name in enumerate(names):
+        tick(index / len(names))
         for policy in (*AUTO, "f32"):
             alone[name][policy] = drift_of({name: policy}, SEARCH_STEPS)
             if alone[name][policy] <= share:

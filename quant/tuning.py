@@ -19,7 +19,8 @@ from torch import Tensor
 
 from edgemem.errors import ConfigError, UsageError
 from edgemem.modelfile import open_model
-from edgemem.quant.graph import Array, Weight
+from edgemem.program import Array
+from edgemem.quant.graph import Weight
 from edgemem.quant.scheme import Job
 
 if TYPE_CHECKING:

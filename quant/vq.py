@@ -29,8 +29,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgemem.errors import UsageError
+from edgemem.program import Array
 from edgemem.quant import compensation, graph, w8
-from edgemem.quant.graph import Array, Builder, Weight, as_float32, narrow_scales, replace
+from edgemem.quant.graph import Builder, Weight, as_float32, narrow_scales, replace
 from edgemem.quant.kmeans import assigned, kmeans
 from edgemem.quant.scheme import Job, Scheme
 
@@ -82,7 +83,9 @@ def apply(job: Job) -> None:
         fits = weight.array.ndim == 2 and weight.rows.shape[1] % dim == 0 and weight.name not in kept
         (fitting if fits else others).append(weight)
     coded_pools: list[tuple[list[Weight], list[Coded]]] = []
-    for pool in pools(fitting):
+    together = pools(fitting)
+    for index, pool in enumerate(together):
+        job.tick("coding", index / len(together))
         moments = [job.second_moments(weight) for weight in pool]
         grams = [job.gram(weight) for weight in pool]
         coded = encoded([weight.rows for weight in pool], dim, codes, residual, moments, seed, grams)

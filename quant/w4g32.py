@@ -22,8 +22,9 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from edgemem.program import Array
 from edgemem.quant import w8
-from edgemem.quant.graph import FLOAT, Array, Builder, Weight, as_float32, narrow_scales, replace
+from edgemem.quant.graph import FLOAT, Builder, Weight, as_float32, narrow_scales, replace
 from edgemem.quant.scheme import Job, Scheme
 
 GROUP = 32

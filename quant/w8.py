@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from edgemem.quant.graph import FLOAT, Array, Builder, Weight, as_float32, narrow_scales, replace
+from edgemem.program import Array
+from edgemem.quant.graph import FLOAT, Builder, Weight, as_float32, narrow_scales, replace
 from edgemem.quant.scheme import Job, Scheme
 
 LEVELS = 127

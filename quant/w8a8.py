@@ -31,9 +31,10 @@ import numpy as np
 import onnx_ir as ir
 
 from edgemem.errors import UsageError
+from edgemem.program import Array
 from edgemem.quant import graph, w8
 from edgemem.quant.calibration import Observed
-from edgemem.quant.graph import FLOAT, Array, Builder, Weight, as_float32, constant, numpy_of
+from edgemem.quant.graph import FLOAT, Builder, Weight, as_float32, constant, numpy_of
 from edgemem.quant.ranges import CALIBRATORS
 from edgemem.quant.scheme import Job, Scheme
 

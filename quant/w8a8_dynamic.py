@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from edgemem.program import Array
 from edgemem.quant import w8
-from edgemem.quant.graph import FLOAT, Array, Builder, Weight, as_float32, replace
+from edgemem.quant.graph import FLOAT, Builder, Weight, as_float32, replace
 from edgemem.quant.scheme import Job, Scheme
 
 TINY = np.float32(1e-20)  # the scale of a row of zeros must not be 0

@@ -23,8 +23,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgemem.errors import UsageError
+from edgemem.program import Array
 from edgemem.quant import w8, w8a8_dynamic
-from edgemem.quant.graph import Array, Builder, Weight, as_float32, constant, fits_float16, replace
+from edgemem.quant.graph import Builder, Weight, as_float32, constant, fits_float16, replace
 from edgemem.quant.scheme import Job, Scheme
 
 THRESHOLD = 6.0  # of the paper

@@ -103,6 +103,23 @@ def test_memory_as_codes(zoo: Files, tmp_path: Path) -> None:
         np.testing.assert_array_equal(value, held[name])
 
 
+def test_vectors_as_codes_come_with_a_warning(zoo: Files, tmp_path: Path) -> None:
+    """A model without slots or caches: it still runs, and is told what that costs and what to do instead."""
+    data = random_data(zoo("lmu"), tmp_path / "x.npz")
+    report = quantize(zoo("lmu"), tmp_path / "q.onnx", "memory-vq:dim=4,codes=16", calibrate=data, steps=20)
+    assert report.state_bytes_after < report.state_bytes_before
+    (warning,) = [text for text in report.warnings if "slots" in text]
+    assert "lmu keeps no slots and no caches" in warning and "layers.0.memory" in warning and "--state auto" in warning
+    slots = quantize(
+        zoo("memformer"),
+        tmp_path / "m.onnx",
+        "memory-vq:dim=4,codes=16",
+        calibrate=random_data(zoo("memformer"), tmp_path / "y.npz"),
+        steps=20,
+    )
+    assert not any("slots" in text for text in slots.warnings)
+
+
 def test_a_memory_is_trained_by_what_it_does_to_the_outputs(zoo: Files, tmp_path: Path) -> None:
     """Entries move, the distance on windows that were held out becomes smaller, and an empty cache stays exact."""
     parent = zoo("folding")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgemem.cli.options import json_option, print_json, stderr, stdout, table
+from edgemem.cli.options import json_option, print_json, progress_bar, stderr, stdout, table
 
 if TYPE_CHECKING:
     from edgemem.quant import Report
@@ -53,8 +53,12 @@ def command(
 
     budget = None if state_budget is None else share(state_budget)
     given = {"smallest": smallest, "steps": steps, "state_budget": budget}
-    options = {name: value for name, value in given.items() if value is not None}
-    with stderr().status(f"quantizing {file} by {scheme}"):
+    options: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+    with progress_bar() as progress:
+        bar = progress.add_task(f"quantizing {file}", total=1.0)
+        options["tick"] = lambda stage, share: progress.update(
+            bar, description=f"quantizing {file}: {stage}", completed=share
+        )
         report = quantize(file, output, scheme, calibrate=calibrate, exclude=exclude, state=state, task=task, **options)  # type: ignore[arg-type]
     for warning in report.warnings:
         stderr().print(f"warning: {warning}", markup=False, highlight=False)

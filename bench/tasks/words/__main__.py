@@ -46,7 +46,7 @@ SEQUENCES = {compose.SHORT_SECONDS: 9_600, compose.LONG_SECONDS: 24_000}
 QUICK: dict[str, Any] = {"short_steps": 10, "steps": 10, "batch": 8, "judged": 0.5}
 VALIDATION_CLIPS = 100  # clean, and as many with noise
 QUICK_COUNT = 64  # of training sequences, and of clips to judge by
-POOL_SEED, VALIDATION_SEED, TEST_SEED = 1, 7, 8
+POOL_SEED, VALIDATION_SEED = 1, 7
 
 
 def named(name: str, seed: int) -> str:
@@ -105,7 +105,10 @@ def judged(name: str, seed: int, folder: Path, limit: int | None) -> dict[str, A
         path = Path(temporary) / "m.onnx"
         to_onnx(module, None, path)
         program = load(path)
-        sets = {level: evaluate.clips(strings, snr_db, TEST_SEED, limit) for level, snr_db in evaluate.LEVELS.items()}
+        sets = {
+            level: evaluate.clips(strings, snr_db, evaluate.TEST_SEED, limit)
+            for level, snr_db in evaluate.LEVELS.items()
+        }
         levels = {level: evaluate.judged(program, made) for level, made in sets.items()}
         endless = evaluate.judged(program, evaluate.streams(sets["clean"]))
         sizes = evaluate.sizes(path)

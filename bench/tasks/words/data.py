@@ -2,6 +2,7 @@
 
     python -m bench.tasks.words.data               19 740 strings by espeak-ng and flite
     python -m bench.tasks.words.data --install     installs both first, with apt-get
+    python -m bench.tasks.words.data --splits test         only what models are judged by
 
     split    strings   words  hours  voices
     train      18750   61157    6.5     457
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,15 +63,15 @@ def make(split: str, workers: int = 2, quick: bool = False) -> WordSet:
     return wordset.gathered(synthesis.all_spoken(asked, workers, said))
 
 
-def make_all(folder: Path, workers: int = 2, quick: bool = False) -> None:
-    """Write all splits; print what they hold.
+def make_all(folder: Path, workers: int = 2, quick: bool = False, splits: Sequence[str] = tuple(SPLITS)) -> None:
+    """Write all splits, or some; print what they hold.
 
     Raises:
         MissingDependency: a synthesiser or one of its voices.
     """
     synthesis.check_tools()
     print("split    strings   words  hours  voices")
-    for split in SPLITS:
+    for split in splits:
         strings = make(split, workers, quick)
         strings.save(folder, split)
         print(row(split, strings), flush=True)
@@ -84,7 +86,9 @@ def row(split: str, strings: WordSet) -> str:
 
 def main() -> None:
     """See the module docstring."""
-    options = synthesis.maker_arguments(__doc__, FOLDER).parse_args()
+    parser = synthesis.maker_arguments(__doc__, FOLDER)
+    parser.add_argument("--splits", nargs="+", choices=list(SPLITS), default=list(SPLITS), help="only these")
+    options = parser.parse_args()
     training.as_command(lambda: run(options))
 
 
@@ -93,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
     begin = time.perf_counter()
     if options.install:
         synthesis.install()
-    make_all(options.folder, options.workers)
+    make_all(options.folder, options.workers, splits=options.splits)
     print(f"{time.perf_counter() - begin:.0f} s")
 
 

@@ -30,6 +30,7 @@ from edgemem.tasks.words import Heard, Transcriber, token_errors, transcript
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+TEST_SEED = 8  # of the silences and noises of the test set
 BEFORE_SECONDS = (0.2, 0.6)
 AFTER_SECONDS = 1.0  # so that the last word becomes known before the stream ends
 BLOCK_SAMPLES = SAMPLE_RATE // 10
