@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from edgemem.errors import InputError, UsageError
+from edgemem.export import export_model
 from edgemem.modelfile import open_model
 from edgemem.quant import calibration, quantize
 from edgemem.quant.calibration import Observed, observed, read, steps
@@ -59,6 +60,20 @@ def test_shipped_models_have_data_and_others_must_be_given_some(models: Path, tm
         assert data is not None and sum(len(next(iter(s.values()))) for s in data.sequences) > 500
     with pytest.raises(UsageError, match=r"scheme w8a8.* needs calibration data, and none ships for lmu"):
         quantize(models / "lmu.onnx", tmp_path / "q.onnx", "w8a8")
+
+
+def test_recognisers_have_sequences_of_their_own(tmp_path: Path) -> None:
+    """Strings as they are trained on; one with another front end hears the spotters' clips through it."""
+    small = {"layers": 1, "width": 8, "heads": 1}
+    export_model("asr-folding", tmp_path / "m.onnx", small, seed=1)
+    export_model("asr-folding", tmp_path / "other.onnx", {**small, "features": 120}, seed=1)
+    data = calibration.packaged(open_model(tmp_path / "m.onnx").contract)
+    assert data is not None and data.source == calibration.WORDS and len(data.sequences) > 100
+    values = np.concatenate([sequence["features"] for sequence in data.sequences])
+    assert values.shape[1:] == (240,) and len(values) * 0.06 > 1200  # seconds
+    assert -12.0 < values.min() < -6.0 and values.std() > 2.0  # log-mels, silence and speech
+    other = calibration.packaged(open_model(tmp_path / "other.onnx").contract)
+    assert other is not None and other.source == calibration.SPEECH and len(other.sequences) < 100
 
 
 def test_sounds_and_clips_become_features(models: Path, tmp_path: Path) -> None:
