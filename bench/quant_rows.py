@@ -188,10 +188,8 @@ def digest(path: Path) -> str:
 # --- scores ------------------------------------------------------------------------------------------------------
 
 
-def task_of(model: str, path: Path) -> str | None:
+def task_of(path: Path) -> str | None:
     """The first task that a shipped model fits."""
-    if spec(model).checkpoint is None:
-        return None
     contract = open_model(path).contract
     return next((name for name in TASKS if task(name).refusal(contract) is None), None)
 

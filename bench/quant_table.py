@@ -35,8 +35,9 @@ from bench.claims import Section, Table
 from bench.quant_rows import BATCHES, FLOAT, Made, Row, Shelf
 from bench.timing import RESULTS, write
 from edgemem.errors import UsageError
+from edgemem.models import spec
 
-MODELS = ("kws-lmuformer", "kws-gru", "lm-rwkv4", "lm-memformer", "asr-folding", "lm-transformer-xl")
+MODELS = ("kws-lmuformer", "kws-tiny", "kws-gru", "lm-rwkv4", "lm-memformer", "asr-folding", "lm-transformer-xl")
 COMPARED = ("kws-spiking-lmuformer", "kws-transformer", "lm-transformer")  # with those above, and judged by excerpts
 BITS2 = "vq:dim=4,codes=256"
 SCHEMES = (
@@ -110,7 +111,7 @@ class Rows:
 def measured(model: str, options: argparse.Namespace) -> None:
     """Make, judge and time the rows of one model, and write each as soon as it is known."""
     rows = Rows(Shelf(model, options.folder), stored().get(model, {}))
-    rows.task = quant_rows.task_of(model, rows.shelf.parent().path)
+    rows.task = quant_rows.task_of(rows.shelf.parent().path)
     for scheme in (FLOAT, *options.schemes):
         try:
             judged = rows.make(scheme)
@@ -201,7 +202,10 @@ def main() -> None:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     for model in options.models:
-        measured(model, options)
+        if spec(model).checkpoint is None:
+            print(f"{model:22} ships without weights: left out", flush=True)
+        else:
+            measured(model, options)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table of schemes: a number belongs to the file and the data that gave it, and whole test sets are counted right."""
+"""The table of schemes: a number belongs to the file and the data that gave it; whole test sets are counted right."""
 
 from __future__ import annotations
 
