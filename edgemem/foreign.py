@@ -12,16 +12,19 @@ as `model.config["adopted"]`, so that the foreign file itself, run by onnxruntim
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
+from edgemem.compare import Comparison
 from edgemem.contract import Json, Strict
 from edgemem.errors import ContractError
 from edgemem.program import Array, Program, StateBlock
+from edgemem.trial import random_input
 
 if TYPE_CHECKING:
     from edgemem.contract import Contract
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 KEY = "adopted"  # in the contract's model.config
 PORT, STATE = "BT", "B"  # the axes that a contract puts first
+LONGEST = 512  # frames of a whole sequence that a stream is compared with, in chunks
 TAIL = "_tail"  # what an input that sees its own past again is called as a state
 
 
@@ -53,6 +57,7 @@ class Adoption(Strict):
     """What became of a foreign file's inputs and outputs.
 
     `constants` are inputs that always have one value; `tails` counts the rows of an input that every step sees again.
+    A file of whole sequences has its carried states in the contract alone.
     """
 
     inputs: tuple[Named, ...]
@@ -60,7 +65,9 @@ class Adoption(Strict):
     states: tuple[Pair, ...]
     constants: dict[str, Json]
     tails: dict[str, int]
-    streaming: bool = False  # whether the foreign file takes whole sequences
+    streaming: bool = False  # whether the foreign file takes whole sequences, and keeps no state
+    frame_rows: int = 1  # of the foreign inputs, that are one frame
+    short: dict[str, int] = Field(default_factory=dict)  # rows that an output of a whole sequence lacks
 
 
 def adoption_of(contract: Contract) -> Adoption:
@@ -135,7 +142,8 @@ class ForeignProgram(Program):
         self._start = dict(start)
         self._session = session(path)
         kinds = {port.name: (port.type, port.shape) for port in self._session.get_inputs()}
-        self._constants = {name: constant(value, *kinds[name]) for name, value in self.adoption.constants.items()}
+        constants = self.adoption.constants.items()
+        self._constants = {name: constant(value, *kinds[name]) for name, value in constants}
 
     def new_state(self) -> ForeignState:
         return ForeignState(self._start)
@@ -158,6 +166,54 @@ class ForeignProgram(Program):
         after |= {pair.name: to_contract(found[pair.output], pair.axes, STATE) for pair in self.adoption.states}
         state.set(after)
         return {port.name: to_contract(found[port.foreign], port.axes, PORT) for port in self.adoption.outputs}
+
+    def whole(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """What a file of whole sequences gives for one: inputs [1, frames, *features] to rows [1, rows, *features]."""
+        feeds = dict(self._constants)
+        for port in self.adoption.inputs:
+            array = inputs[port.name]
+            if self.adoption.frame_rows > 1:
+                array = array.reshape(len(array), -1, *array.shape[3:])
+            feeds[port.foreign] = to_foreign(array, port.axes, PORT)
+        for pair in self.adoption.states:
+            feeds[pair.input] = to_foreign(self._start[pair.name], pair.axes, STATE)
+        names = [port.foreign for port in self.adoption.outputs]
+        found = self._session.run(names, feeds)
+        return {
+            port.name: to_contract(array, port.axes, PORT)
+            for port, array in zip(self.adoption.outputs, found, strict=True)
+        }
+
+    def length(self) -> int | None:
+        """Frames of a sequence, where the foreign file takes one length only."""
+        port = self.adoption.inputs[0]
+        shape = next(p.shape for p in self._session.get_inputs() if p.name == port.foreign)
+        size = shape[port.axes.index("T")] if "T" in port.axes else None
+        return size // self.adoption.frame_rows if isinstance(size, int) else None
+
+
+def over_whole_sequence(
+    reference: ForeignProgram, program: Program, steps: int, seed: int = 0, tick: Callable[[], None] = lambda: None
+) -> Comparison:
+    """A program's stream, pushed in uneven pieces and flushed, against the foreign file on the whole sequence."""
+    contract, rng = program.contract, np.random.default_rng(seed)
+    frames = reference.length() or max(2, min(steps, LONGEST)) * contract.chunk.frames
+    ports = [port for port in contract.inputs if port.role != "valid"]
+    x = {p.name: random_input(p.model_copy(update={"shape": (1, frames, *p.shape[2:])}), rng) for p in ports}
+    wanted = reference.whole(x)
+    stream = program.stream()
+    cuts = [0, *sorted(rng.integers(0, frames, 3).tolist()), frames]
+    pieces = [{name: array[:, a:b] for name, array in x.items()} for a, b in itertools.pairwise(cuts)]
+    rows = list(stream.run(pieces))
+    found = Comparison()
+    for port in contract.outputs:
+        parts = [r.values[port.name] if isinstance(r.values, dict) else r.values for r in rows]
+        came, missing = np.concatenate(parts)[None], reference.adoption.short.get(port.name, 0)
+        for row in range(min(wanted[port.name].shape[1], frames - missing)):
+            found.add(row, port.name, wanted[port.name][:, row], came[:, row + missing])
+    for _ in range(steps):
+        tick()
+    return found
 
 
 def constant(value: Any, kind: str, shape: list[Any]) -> Array:

@@ -26,7 +26,7 @@ import numpy as np
 
 from edgemem.compare import Comparison
 from edgemem.errors import ConfigError, ContractError, MissingDependency, UsageError
-from edgemem.foreign import foreign_program
+from edgemem.foreign import ForeignProgram, foreign_program, over_whole_sequence
 from edgemem.modelfile import ModelFile, open_model
 from edgemem.narrow import as_parent
 from edgemem.program import Program, load
@@ -157,7 +157,9 @@ def verify_adopted(
     stages, recorded = [weights_stage(model, altered_tensors(model, stored_tensors(model)))], certificates(model)
     base = load(model.path) if parent is None else foreign_program(model, parent)
     for name, program in candidates.items():
-        if parent is not None or program.runtime != base.runtime:
+        if isinstance(base, ForeignProgram) and base.adoption.streaming:
+            stages.append(stage(name, base.runtime, steps, over_whole_sequence(base, program, steps, seed, tick)))
+        elif parent is not None or program.runtime != base.runtime:
             stages.append(compared(name, base, program, steps, seed, tick))
         stages.append(reset_stage(name, program))
     return Report((*recorded, *stages) if parent is None else tuple(stages), recorded)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 @click.option("--drop", "drops", multiple=True, metavar="OUT", help="An output to leave out.")
 @click.option("--sound", type=click.IntRange(1), metavar="RATE", help="The first input is raw samples at this rate.")
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), help="How long one frame lasts.")
+@click.option("--streaming", is_flag=True, help="FILE takes whole sequences: carry what it remembers of them.")
 @click.option("--name", help="What the model is called; the file's name if left out.")
 @json_option
 def command(
@@ -59,6 +60,7 @@ def command(
     drops: tuple[str, ...],
     sound: int | None,
     seconds: float | None,
+    streaming: bool,
     name: str | None,
     as_json: bool,
 ) -> None:
@@ -70,6 +72,7 @@ def command(
     \b
     edgemem adopt silero_vad.onnx -o vad.onnx
     edgemem adopt lstm.onnx -o m.onnx --set batch=1 --chunk 4 --state h0=hn --state c0=cn
+    edgemem adopt tcn.onnx -o m.onnx --streaming --chunk 8
     edgemem adopt foreign.onnx -o m.onnx --layout x=TBF --init memory_in=start.npy
     edgemem verify m.onnx --reference foreign.onnx --runtime ort --runtime aot
     """
@@ -86,6 +89,7 @@ def command(
         chunk=chunk,
         sound=sound,
         seconds=seconds,
+        streaming=streaming,
         name=name,
     )
     with stderr().status(f"adopting {file}"):

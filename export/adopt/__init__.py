@@ -9,6 +9,7 @@ adopt("foreign.onnx", "m.onnx", Request(states={"h": "hn"}))
     axes       which axis is the batch, and which is time
     boundary   the contract's shapes around the graph
     rewrite    operators that compilers lack, in primitive ones
+    streaming  a model of whole sequences as a step
     adopter    all of it in order, and the proof against the foreign file
 """
 

@@ -14,7 +14,7 @@ from onnx_ir.passes import common
 from edgemem import __version__, modelfile
 from edgemem.contract import Certificate, Contract
 from edgemem.errors import ExportError, UsageError
-from edgemem.export.adopt import axes, boundary, detect, fixed, known, source
+from edgemem.export.adopt import axes, boundary, detect, fixed, known, source, streaming
 from edgemem.export.adopt.build import sizes
 from edgemem.export.adopt.draft import Decision, Draft
 from edgemem.export.adopt.facts import contract_of, port_facts, start_values
@@ -24,7 +24,7 @@ from edgemem.export.adopt.rewrite import REWRITES, UNROLLED
 from edgemem.export.exporter import CERTIFIED_STEPS, EXTERNAL_FROM, save, staging
 from edgemem.export.graph import OPSET, check_operators
 from edgemem.files import check_output
-from edgemem.foreign import Adoption, ForeignProgram, Named, Pair
+from edgemem.foreign import Adoption, ForeignProgram, Named, Pair, over_whole_sequence
 from edgemem.program import load
 from edgemem.text import first_line
 from edgemem.trial import trial
@@ -59,7 +59,7 @@ def adopt(
     frames = boundary.check_frames(adoption, draft.entries(), draft.results())
     starts = start_values(draft, adoption)
     facts = port_facts(draft, adoption, frames)
-    boundary.apply(draft.graph, adoption, draft.entries(), draft.results())
+    boundary.apply(draft.graph, adoption, draft.entries(), draft.results(), [c.name for c in draft.carried])
     rewritten(draft)
     contract = contract_of(draft, adoption, frames, starts, facts)
     with staging(output) as folder:
@@ -86,19 +86,72 @@ def opened(path: Path, request: Request) -> Draft:
 
 def frozen(draft: Draft) -> None:
     """Static sizes, no control flow, standard operators of one version."""
-    request, model = draft.request, draft.model
+    request = draft.request
+    if request.streaming:
+        draft.model = upgraded(draft.path, draft.model, static=False)
+        check_drops(draft)
+    model = draft.model
     rest = {name: value for name, value in request.sets.items() if name not in draft.constants}
     decided = fixed.sizes(model.graph, Request(**{**vars(request), "sets": rest}))
     for name, (size, reason) in decided.items():
         draft.say(f"axis {name}", str(size), "sure" if reason == "--set" else "likely", reason)
-    Freezer(model, UNROLLED).run()
-    common.RemoveUnusedNodesPass()(model)
-    draft.model = upgraded(draft.path, model)
+    if request.streaming:
+        step_of_sequence(draft)
+    else:
+        Freezer(model, UNROLLED).run()
+        common.RemoveUnusedNodesPass()(model)
+        draft.model = upgraded(draft.path, model)
     common.OutputFixPass()(draft.model)
 
 
-def upgraded(path: Path, model: ir.Model) -> ir.Model:
-    """The model in the operators' version that edgemem exports, if it is in an older one."""
+def check_drops(draft: Draft) -> None:
+    """Take the outputs out that are to be left out.
+
+    Raises:
+        UsageError: there is no such output.
+    """
+    for name in draft.request.drops:
+        if name not in draft.outputs:
+            raise UsageError(f"--drop {name}: there is no such output; there are {', '.join(draft.outputs)}")
+        index = draft.outputs.index(name)
+        del draft.graph.outputs[index]
+        del draft.outputs[index]
+    common.RemoveUnusedNodesPass()(draft.model)
+
+
+def step_of_sequence(draft: Draft) -> None:
+    """Let a model of whole sequences take some frames at a time; see `streaming`.
+
+    Raises:
+        UsageError: no input has a time axis that anybody knows of.
+    """
+    request, letters = draft.request, {}
+    for value in draft.graph.inputs:
+        name = value.name or ""
+        found = axes.port_axes(value, draft.names.get(name, ()), request.layouts.get(name), streaming=True)
+        if "T" in found.letters:
+            letters[name] = found.letters
+            draft.say(f"input {name}", f"axes {found.letters}", found.certainty, found.reason)
+    if not letters:
+        raise UsageError(
+            f"{draft.path}: no input has a time axis; say which one it is by --layout INPUT=AXES, for example BTF"
+        )
+
+    def set_time(model: ir.Model, rows: int) -> None:
+        for value in model.graph.inputs:
+            axis = letters.get(value.name or "", "").find("T")
+            if axis >= 0:
+                value.shape = ir.Shape([rows if i == axis else size for i, size in enumerate(sizes(value))])
+
+    step = streaming.streamed(draft.model, letters, draft.outputs, request.chunk or 1, set_time)
+    draft.model, draft.streamed = step.model, step
+    draft.outputs += [f"{carried.name}_out" for carried in step.carried]
+    if step.look_ahead:
+        draft.say("latency", f"{step.look_ahead} frames", "sure", "windows that see what comes later")
+
+
+def upgraded(path: Path, model: ir.Model, static: bool = True) -> ir.Model:
+    """The model in the operators' version that edgemem exports, if it is in an older one; frozen again if `static`."""
     version = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
     if version >= OPSET:
         return model
@@ -111,27 +164,29 @@ def upgraded(path: Path, model: ir.Model) -> ir.Model:
             f"{path}: its operators are of version {version}, and cannot be brought to {OPSET} ({first_line(error)}); "
             "export the model with a newer opset"
         ) from error
-    Freezer(converted, {}).run()
+    if static:
+        Freezer(converted, {}).run()
     return converted
 
 
 def decided(draft: Draft) -> Adoption:
     """States, and the axes of everything."""
-    request, outputs = draft.request, draft.results()
-    for name in request.drops:
-        if name not in outputs:
-            raise UsageError(f"--drop {name}: there is no such output; there are {', '.join(outputs)}")
-    found = detect.pairs(draft.graph, outputs, request.states, list(request.tails))
-    inputs = draft.entries()
+    if draft.streamed is None:
+        check_drops(draft)
+    request, own = draft.request, {f"{carried.name}_out" for carried in draft.carried}
+    outputs = {name: value for name, value in draft.results().items() if name not in own}
+    added = {"valid" if draft.streamed is not None else "", *(f"{carried.name}_in" for carried in draft.carried)}
+    inputs = {name: value for name, value in draft.entries().items() if name not in added}
+    found = detect.pairs(inputs, outputs, request.states, list(request.tails))
     states = {pair.input: pair for pair in found}
     data = [name for name in inputs if name not in states]
-    shown = [n for n in outputs if n not in {pair.output for pair in found} and n not in request.drops]
+    shown = [n for n in outputs if n not in {pair.output for pair in found}]
     if not data or not shown:
         raise UsageError(
             f"{draft.path}: every {'output' if data else 'input'} is a state; a step needs an input and an output that "
             "are none: say --state INPUT= for one that is not"
         )
-    if not found and not request.tails:
+    if not found and not request.tails and draft.streamed is None:
         raise UsageError(
             f"{draft.path}: no state was found among the inputs {', '.join(inputs)} and outputs {', '.join(outputs)}; "
             "name it by --state INPUT=OUTPUT, or say --streaming for a model of whole sequences"
@@ -142,29 +197,49 @@ def decided(draft: Draft) -> Adoption:
     results = tuple(output_port(draft, outputs[name], name, frames, batch, taken) for name in shown)
     pairs = tuple(state_pair(draft, pair, inputs[pair.input], batch, taken) for pair in found)
     tails = {port.name: request.tails[port.foreign] for port in ports if port.foreign in request.tails}
-    return Adoption(inputs=ports, outputs=results, states=pairs, constants=draft.constants, tails=tails)
+    ours = {port.foreign: port.name for port in results}
+    return Adoption(
+        inputs=ports,
+        outputs=results,
+        states=pairs,
+        constants=draft.constants,
+        tails=tails,
+        streaming=draft.streamed is not None,
+        frame_rows=1 if draft.streamed is None else draft.streamed.frame_rows,
+        short={}
+        if draft.streamed is None
+        else {ours[n]: rows for n, rows in draft.streamed.short.items() if n in ours},
+    )
 
 
 def leading(port: Named, value: ir.Value, request: Request) -> tuple[int, int]:
     """Streams and frames of the first input."""
     shape = boundary.contract_shape(sizes(value), port.axes, "BT")
-    return shape[0], shape[1] - (request.tails.get(port.foreign, 0) if "T" in port.axes else 0)
+    return shape[0], (shape[1] - (request.tails.get(port.foreign, 0) if "T" in port.axes else 0))
+
+
+def flowing(draft: Draft, name: str) -> str | None:
+    """The axes of an input or output of a step of sequences."""
+    return None if draft.streamed is None else draft.streamed.axes.get(name)
 
 
 def input_port(draft: Draft, value: ir.Value, taken: set[str]) -> Named:
     name = value.name or ""
-    found = axes.port_axes(value, draft.names.get(name, ()), draft.request.layouts.get(name))
+    found = axes.port_axes(value, draft.names.get(name, ()), flowing(draft, name) or draft.request.layouts.get(name))
     if not found.letters and name not in draft.request.layouts:
         raise UsageError(
             f"input {name} is one number, {detect.described(value)}, and no state; say what it always is by "
             f"--set {name}=VALUE, or --layout {name}= if every step has its own"
         )
-    draft.say(f"input {name}", f"axes {found.letters or 'none'} {list(sizes(value))}", found.certainty, found.reason)
+    if flowing(draft, name) is None:
+        draft.say(
+            f"input {name}", f"axes {found.letters or 'none'} {list(sizes(value))}", found.certainty, found.reason
+        )
     return Named(name=boundary.identifier(name, taken), foreign=name, axes=found.letters)
 
 
 def output_port(draft: Draft, value: ir.Value, name: str, frames: int, batch: int, taken: set[str]) -> Named:
-    said = draft.request.layouts.get(name)
+    said = flowing(draft, name) or draft.request.layouts.get(name)
     found = axes.output_axes(value, draft.names.get(name, ()), said, frames, batch)
     draft.say(f"output {name}", f"axes {found.letters or 'none'} {list(sizes(value))}", found.certainty, found.reason)
     return Named(name=boundary.identifier(name, taken), foreign=name, axes=found.letters)
@@ -218,7 +293,8 @@ def certified(draft: Draft, contract: Contract, path: Path, steps: int) -> Contr
     onnx.checker.check_model(str(path), full_check=True)
     program = load(path)
     reference = ForeignProgram(draft.path, contract, modelfile.start_values(modelfile.open_model(path)))
-    found = trial(reference, program, steps)
+    compared = over_whole_sequence if reference.adoption.streaming else trial
+    found = compared(reference, program, steps)
     if not found.holds:
         raise ExportError(
             f"the adopted graph differs from {draft.path} by {found.max_abs_error:.2e}, {found.tolerance:.2e} is "

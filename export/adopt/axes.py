@@ -55,8 +55,11 @@ def check_said(said: Mapping[str, str], known: Sequence[str]) -> None:
             )
 
 
-def port_axes(value: ir.Value, names: Sequence[str], said: str | None) -> Axes:
-    """The axes of an input or output; `names` are what they were called before their sizes were fixed."""
+def port_axes(value: ir.Value, names: Sequence[str], said: str | None, streaming: bool = False) -> Axes:
+    """The axes of an input or output; `names` are what they were called before their sizes were fixed.
+
+    Where a file takes whole sequences (`streaming`), even two axes are time and something.
+    """
     rank = len(sizes(value))
     if said is not None:
         if len(said) != rank:
@@ -65,7 +68,7 @@ def port_axes(value: ir.Value, names: Sequence[str], said: str | None) -> Axes:
     batch = [i for i, name in enumerate(names) if is_batch(name)]
     time = [i for i, name in enumerate(names) if is_time(name)]
     floating = value.dtype is not None and value.dtype.is_floating_point()
-    if len(time) == 1 and (rank > 2 or not floating) and len(batch) <= 1:
+    if len(time) == 1 and (rank > 2 or streaming or not floating) and len(batch) <= 1:
         at = batch[0] if batch else (0 if time[0] != 0 or rank == 1 else 1)
         if at != time[0]:
             return Axes(letters_for(rank, at, time[0]), "sure", "names of its axes")

@@ -67,7 +67,9 @@ class Boundary:
         first = next(iter(graph), None)
         self.before, self.after = Builder(graph, first, "adopted"), Builder(graph, None, "adopted")
 
-    def entrance(self, foreign: ir.Value, name: str, axes: str, first: str, tail: int = 0) -> ir.Value | None:
+    def entrance(
+        self, foreign: ir.Value, name: str, axes: str, first: str, tail: int = 0, group: int = 1
+    ) -> ir.Value | None:
         """A new input under the contract's name and shape in the place of a foreign one; the tail's next value."""
         build, shape = self.before, contract_shape(sizes(foreign), axes, first)
         taken = list(shape)
@@ -75,6 +77,9 @@ class Boundary:
         taken[axis] -= tail
         port = ir.Value(name=name, shape=ir.Shape(taken), type=ir.TensorType(foreign.dtype))  # type: ignore[arg-type]
         inside, after = port, None
+        if group > 1:  # `group` rows of the foreign input are one frame
+            port.shape = ir.Shape([shape[0], shape[1] // group, group, *shape[2:]])
+            inside = build.reshape(port, shape)
         if tail:
             past = ir.Value(name=f"{name}{TAIL}_in", shape=ir.Shape([*shape]), type=port.type)
             past.shape = ir.Shape([tail if i == axis % len(shape) else n for i, n in enumerate(shape)])
@@ -110,12 +115,22 @@ def inverse(moves: Sequence[int]) -> list[int]:
     return sorted(range(len(moves)), key=lambda index: moves[index])
 
 
-def apply(graph: ir.Graph, adoption: Adoption, inputs: Mapping[str, ir.Value], outputs: Mapping[str, ir.Value]) -> None:
-    """Give a frozen graph the contract's inputs and outputs; the foreign ones are given by their names."""
+def apply(
+    graph: ir.Graph,
+    adoption: Adoption,
+    inputs: Mapping[str, ir.Value],
+    outputs: Mapping[str, ir.Value],
+    carried: Sequence[str],
+) -> None:
+    """Give a frozen graph the contract's inputs and outputs; the foreign ones are given by their names.
+
+    The states that streaming added, `carried`, are in the contract's shape already.
+    """
     boundary, results = Boundary(graph), []
     tails = {}
     for port in adoption.inputs:
-        tail = boundary.entrance(inputs[port.foreign], port.name, port.axes, PORT, adoption.tails.get(port.name, 0))
+        rows, group = adoption.tails.get(port.name, 0), adoption.frame_rows if "T" in port.axes else 1
+        tail = boundary.entrance(inputs[port.foreign], port.name, port.axes, PORT, rows, group)
         if tail is not None:
             tails[port.name] = tail
     for pair in adoption.states:
@@ -126,6 +141,7 @@ def apply(graph: ir.Graph, adoption: Adoption, inputs: Mapping[str, ir.Value], o
     for pair in adoption.states:
         results.append(boundary.exit(outputs[pair.output], f"{pair.name}_out", pair.axes, STATE))
     results += [boundary.named(value, f"{name}{TAIL}_out") for name, value in tails.items()]
+    results += [boundary.named(outputs[f"{name}_out"], f"{name}_out") for name in carried]
     graph.outputs.clear()
     graph.outputs.extend(results)
 
@@ -140,6 +156,7 @@ def check_frames(adoption: Adoption, inputs: Mapping[str, ir.Value], outputs: Ma
     for port in adoption.inputs:
         shape = list(contract_shape(sizes(inputs[port.foreign]), port.axes, PORT))
         shape[tail_axis(port.axes)] -= adoption.tails.get(port.name, 0)
+        shape[1] //= adoption.frame_rows
         if min(shape) < 1:
             raise UsageError(
                 f"--tail {port.foreign}={adoption.tails[port.name]}: the file takes {sizes(inputs[port.foreign])}, "

@@ -80,16 +80,18 @@ class Found:
 
 
 def pairs(
-    graph: ir.Graph, outputs: Mapping[str, ir.Value], said: Mapping[str, str], data: Sequence[str] = ()
+    inputs: Mapping[str, ir.Value],
+    outputs: Mapping[str, ir.Value],
+    said: Mapping[str, str],
+    data: Sequence[str] = (),
 ) -> list[Found]:
-    """The states of a frozen graph, in the order of its inputs; `outputs` has its results by their foreign names.
+    """The states of a frozen graph, in the order of its inputs; these and its results by their foreign names.
 
     `said` maps inputs to outputs as the user has it, to '' where an input is no state. Inputs in `data` are none.
 
     Raises:
         UsageError: what the user said does not fit, or several pairs would do.
     """
-    inputs = {value.name or "": value for value in graph.inputs}
     check_said(inputs, outputs, said)
     found = {i: Found(i, o, "sure", "--state") for i, o in said.items() if o}
     open_inputs = {n: v for n, v in inputs.items() if n not in said and n not in data}

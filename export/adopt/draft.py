@@ -8,7 +8,9 @@ from typing import Any
 
 import onnx_ir as ir
 
+from edgemem.export.adopt.flow import Carried
 from edgemem.export.adopt.request import Request
+from edgemem.export.adopt.streaming import Streamed
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Draft:
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)  # symbols of axes, by input or output
     outputs: list[str] = field(default_factory=list)  # foreign names, in order
     constants: dict[str, Any] = field(default_factory=dict)
+    streamed: Streamed | None = None  # of a file of whole sequences
 
     @property
     def graph(self) -> ir.Graph:
@@ -39,6 +42,11 @@ class Draft:
 
     def say(self, what: str, value: str, certainty: str, reason: str) -> None:
         self.decisions.append(Decision(what, value, certainty, reason))
+
+    @property
+    def carried(self) -> tuple[Carried, ...]:
+        """The states that streaming added."""
+        return () if self.streamed is None else self.streamed.carried
 
     def results(self) -> dict[str, ir.Value]:
         """The graph's results by their foreign names."""

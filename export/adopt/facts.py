@@ -17,6 +17,7 @@ from edgemem.errors import InputError, UsageError
 from edgemem.export.adopt import boundary, detect
 from edgemem.export.adopt.build import Array, constant, sizes
 from edgemem.export.adopt.draft import Draft
+from edgemem.export.adopt.flow import Carried
 from edgemem.export.adopt.request import Request
 from edgemem.foreign import KEY, STATE, TAIL, Adoption, Named, tail_axis, to_contract
 from edgemem.samplerows import SampleRows
@@ -31,7 +32,8 @@ def start_values(draft: Draft, adoption: Adoption) -> dict[str, Array]:
         UsageError: `--init` for something that is no state.
         InputError: an array that does not fit its state.
     """
-    inputs, found = draft.entries(), {}
+    inputs = draft.entries()
+    found = {c.name: c.start[0] for c in draft.carried if bool((c.start != c.start.flat[0]).any())}
     pairs = {pair.input: pair for pair in adoption.states}
     for name, path in draft.request.inits.items():
         if name not in pairs:
@@ -70,6 +72,8 @@ def port_facts(draft: Draft, adoption: Adoption, frames: int) -> tuple[list[Inpu
         value = inputs[port.foreign]
         shape = list(boundary.contract_shape(sizes(value), port.axes, "BT"))
         shape[tail_axis(port.axes)] -= adoption.tails.get(port.name, 0)
+        if adoption.frame_rows > 1:
+            shape[1:2] = [frames, adoption.frame_rows]
         dtype = dtype_of(value)
         floating = dtype.startswith("float")
         rows = None
@@ -94,6 +98,8 @@ def port_facts(draft: Draft, adoption: Adoption, frames: int) -> tuple[list[Inpu
         )
         for port in adoption.outputs
     ]
+    if draft.streamed is not None and draft.streamed.look_ahead:
+        found.append(InputFacts(name="valid", shape=(1,), dtype="int64", role="valid", range=(0, frames)))
     words = found[0].range
     if words is not None and len(shown[0].shape) == 3 and shown[0].shape[-1] == words[1] + 1:
         shown[0] = shown[0].model_copy(update={"role": "logits"})
@@ -152,6 +158,8 @@ def contract_of(
     """The contract of the rewritten graph, its certificate still missing; start values go into the graph."""
     inputs, outputs = facts
     graph, request = draft.graph, draft.request
+    ahead = draft.streamed.look_ahead if draft.streamed is not None else 0
+    warm_up = ahead + max(adoption.short.values(), default=0)
     for name, array in starts.items():
         constant(graph, name + START, array)
     tensors = {n: tensor_digest(array_of(v)) for n, v in graph.initializers.items() if floating(v)}
@@ -179,8 +187,8 @@ def contract_of(
         ),
         inputs=tuple(inputs),
         outputs=tuple(outputs),
-        states=tuple(state_facts(graph, adoption, starts, request)),
-        latency=Latency(look_ahead=0, warm_up=0, unit="frame"),
+        states=(*state_facts(graph, adoption, starts, request), *map(carried_facts, draft.carried)),
+        latency=Latency(look_ahead=ahead, warm_up=warm_up, unit="frame"),
         quant={"scheme": "none"},
         parity=(),
     )
@@ -208,6 +216,20 @@ def state_facts(graph: ir.Graph, adoption: Adoption, starts: Mapping[str, Array]
             )
         )
     return found
+
+
+def carried_facts(carried: Carried) -> StateFacts:
+    """A state that streaming added; `start_values` has those whose start is more than one number."""
+    start = carried.start
+    return StateFacts(
+        name=carried.name,
+        shape=tuple(start.shape),
+        dtype=str(start.dtype),
+        start=float(start.flat[0]) if bool((start == start.flat[0]).all()) else carried.name + START,
+        role=carried.role,
+        range=(carried.low, carried.high),
+        quant={"policy": "f32", "wide": carried.role == "counter"},
+    )
 
 
 def integer_span(start: Array | None) -> tuple[float, float]:

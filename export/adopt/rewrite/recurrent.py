@@ -23,6 +23,7 @@ from edgemem.export.adopt.build import Builder, known, replace, sizes
 
 MOST_FRAMES = 256  # of one step that are written out one by one
 BOOL = ir.DataType.BOOL
+REAL = "edgemem.real"  # in a node's meta store: [time] bool, which frames of a step are frames of the sequence at all
 Values = tuple[ir.Value, ...]
 
 # alpha and beta where the operator leaves them out
@@ -75,6 +76,7 @@ class Recurrent:
         self.clip = None if clip is None else clip.as_float()
         self.activations = self.functions(functions)
         self.lengths = self.sequence_lengths()
+        self.real: ir.Value | None = node.meta.get(REAL)
         if self.time > MOST_FRAMES:
             raise ExportError(
                 f"{node.op_type} ({self.build.base}) takes {self.time} frames a step, which would be written out one "
@@ -208,7 +210,7 @@ class Recurrent:
             for frame in reversed(frames) if self.reversed[direction] else frames:
                 after = step(direction, frame, state)
                 shown = after[0]
-                if self.lengths is not None:
+                if self.lengths is not None or self.real is not None:
                     real = self.is_real(frame)
                     shown = build.op("Where", real, after[0], build.floats("zero", 0.0), dtype=after[0].dtype)
                     after = tuple(
@@ -224,7 +226,9 @@ class Recurrent:
         self.graph.remove(self.node, safe=True)
 
     def is_real(self, frame: int) -> ir.Value:
-        """[batch, 1]: whether a frame is one of the stream's own."""
+        """[batch, 1], or [1, 1] for all: whether a frame is one of the stream's own."""
+        if self.real is not None:
+            return self.build.reshape(self.build.slice(self.real, 0, frame, frame + 1), [1, 1])
         assert self.lengths is not None
         at = self.build.constant("frame", np.array(frame, known_dtype(self.lengths)))
         return self.build.reshape(self.build.op("Less", at, self.lengths, dtype=BOOL), [self.batch, 1])
