@@ -32,13 +32,18 @@ STEPS: Mapping[str, tuple[str, dict[str, object]]] = {
     "mid": ("rwkv4", {"layers": 8, "width": 512, "vocab": 4096}),
     "segment": ("memformer", {"layers": 4, "width": 256, "heads": 4, "slots": 16, "segment": 64}),
     "base": ("rwkv4", {"layers": 12, "width": 768, "vocab": 50277}),
+    "ring": ("lm-transformer", {"layers": 2, "width": 256, "heads": 8, "context": 8192}),
+    "folded": ("folding", {"layers": 2, "width": 128, "heads": 2, "left": 8192, "segment": 2, "look_ahead": 0}),
 }
+CACHED = ("ring", "folded")  # each step of the proof at export moves their whole caches: a few must do
 NAMES = {
     "small": "RWKV-4, 2 layers of 64",
     "kws": "the shipped keyword spotter",
     "mid": "RWKV-4, 8 layers of 512",
     "segment": "Memformer, 4 layers of 256, 64 rows a step",
     "base": "RWKV-4, 12 layers of 768, 50,277 tokens",
+    "ring": "Transformer, 2 layers of 256, 8,192 tokens cached",
+    "folded": "folding encoder, 2 layers of 128, 8,192 frames cached, 2 frames a step",
 }
 PEERS = ("onnxruntime", "openvino", "litert")
 ROUNDS, STARTS = 30, 15
@@ -70,6 +75,10 @@ GOALS: Sequence[tuple[str, str, str, float]] = (
     ("segment", "p50_us", "best peer", 1.0),
     ("base", "roofline_ratio", "roofline", 1 / 0.9),
     ("base", "p50_us", "best peer", 1.05),
+    ("ring", "roofline_ratio", "roofline", 1 / 0.7),
+    ("ring", "p50_us", "best peer", 1.0),
+    ("folded", "roofline_ratio", "roofline", 1 / 0.7),
+    ("folded", "p50_us", "best peer", 1.0),
 )
 
 
@@ -128,11 +137,12 @@ def measured(label: str, folder: Path, against: Sequence[str]) -> tuple[dict[str
     """The rows of one step, the compiled folder, and the seconds that compiling took."""
     from edgemem.boards import board
     from edgemem.export import export_model
+    from edgemem.export.exporter import CERTIFIED_STEPS
     from edgemem.runtimes.aot.compiler import compile_model
 
     model, settings = STEPS[label]
     path = folder / f"{label}.onnx"
-    export_model(model, path, settings)
+    export_model(model, path, settings, certified_steps=4 if label in CACHED else CERTIFIED_STEPS)
     begin = time.perf_counter()
     compile_model(path, board("host"), folder / "program", name="measured")
     seconds = time.perf_counter() - begin
@@ -213,8 +223,9 @@ def section(result: Mapping[str, Any]) -> Section:
             "beside the median, which other processes on the machine lengthen.\n\n"
             "What was tried where a goal is missed: the segment's products take as long in tiles of 8 x 2 or 12 x 2 "
             "vectors as in those of 4 x 4 that stand, and longer in 8 x 3, so registers are not what limits them; "
-            "`edgemem profile` shows the rest in kernels that move data (heads side by side, masks). Python's start is "
-            "the import of pydantic and the schema of the contract, which `edgemem-run` has no need of.\n\n"
+            "`edgemem profile` shows the rest in kernels that move data (heads side by side, masks). The folding "
+            "encoder's four queries (two frames of two sub-tokens) spend more on adding up the lanes of their scores "
+            "than on reading the keys.\n\n"
             "Narrow weights: of as many bits, each engine has its own quantization of the same float32 model "
             "(`-int8`: products of bytes on activations that it rounds in every step; `-blocks8`, `-int4`: groups of "
             "32 weights with a scale; OpenVINO's by NNCF, LiteRT's by its quantizer, one scale per output), and two "

@@ -42,6 +42,9 @@ BARE_FIELDS = ("triple", "vector_bits", "vector_registers", "clock_hz", "flash_o
                "ram_bytes", "boot", "source", "console")  # fmt: skip
 
 
+ADVICE = "mend its TOML file; devices/ shows the fields of each kind"
+
+
 class Strict(BaseModel):
     """No unknown fields, no conversions."""
 
@@ -201,13 +204,14 @@ def parsed(name: str, text: str) -> Board:
         fields: dict[str, Any] = tomllib.loads(text)
         found = Board.model_validate(fields)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"board {name}: not TOML ({error})") from error
+        raise ConfigError(f"board {name}: not TOML ({error}); {ADVICE}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "value_error":  # of fields together, not of one
-            raise ConfigError(f"board {name}{', ' if where else ''}{where}: {first['ctx']['error']}") from error
-        raise ConfigError(f"board {name}, field {where}: {first['msg']} (got {first['input']!r})") from error
+            place = f"board {name}, field {where}" if where else f"board {name}"
+            raise ConfigError(f"{place}: {first['ctx']['error']}; {ADVICE}") from error
+        raise ConfigError(f"board {name}, field {where}: {first['msg']} (got {first['input']!r}); {ADVICE}") from error
     if found.name != name:
-        raise ConfigError(f"board {name}: its file says name = {found.name!r}; file and name must agree")
+        raise ConfigError(f"board {name}: its file says name = {found.name!r}; file and name must agree: rename one")
     return found

@@ -14,12 +14,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from edgemem import consistency
+from edgemem import consistency, schema
 from edgemem.digests import canonical, digest
 from edgemem.errors import ContractError
-from edgemem.onnxfile import BITS
+from edgemem.schema import Record, SchemaError
 from edgemem.state import PortRole, StateRole
 
 KEY = "edgemem.contract"
@@ -27,13 +25,7 @@ VERSION = 1
 Json = None | bool | int | float | str | list[Any] | dict[str, Any]
 
 
-class Strict(BaseModel):
-    """No unknown keys, no conversions, no infinities."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class Source(Strict):
+class Source(Record):
     """Where the weights came from."""
 
     kind: Literal["seed", "checkpoint", "module", "foreign"]
@@ -41,7 +33,7 @@ class Source(Strict):
     sha256: str | None = None  # of the checkpoint or of the foreign file
 
 
-class ModelFacts(Strict):
+class ModelFacts(Record):
     """What was exported. `tensors` holds the SHA-256 of every parameter and learned start by name, `digest` of all."""
 
     family: str
@@ -53,7 +45,7 @@ class ModelFacts(Strict):
     source: Source
 
 
-class Chunk(Strict):
+class Chunk(Record):
     """How much one step takes: `size` units along `axis`, each of `frames_per_unit` frames (rows of the input)."""
 
     axis: Literal[1]
@@ -68,7 +60,7 @@ class Chunk(Strict):
         return self.size * self.frames_per_unit
 
 
-class InputFacts(Strict):
+class InputFacts(Record):
     """A graph input that is not a state. `shape` includes batch and time."""
 
     name: str
@@ -80,7 +72,7 @@ class InputFacts(Strict):
     encoding: str | None = None
 
 
-class OutputFacts(Strict):
+class OutputFacts(Record):
     """A graph output that is not a state."""
 
     name: str
@@ -90,7 +82,7 @@ class OutputFacts(Strict):
     labels: tuple[str, ...] | None = None
 
 
-class StateFacts(Strict):
+class StateFacts(Record):
     """One state: `start` is a fill value, or the name of the initializer that holds the start of one stream.
 
     `range` bounds the legal random states; `quant` is how the tensor is stored (`f32`: as it is).
@@ -113,7 +105,7 @@ class StateFacts(Strict):
         return f"{self.name}_out"
 
 
-class Latency(Strict):
+class Latency(Record):
     """Frames an output waits for (`look_ahead`), and output rows before the first real one (`warm_up`)."""
 
     look_ahead: int
@@ -121,7 +113,7 @@ class Latency(Strict):
     unit: Literal["frame"]
 
 
-class Certificate(Strict):
+class Certificate(Record):
     """Proof that one stage changed nothing: the largest error over `steps` steps against `reference`."""
 
     stage: str
@@ -133,7 +125,7 @@ class Certificate(Strict):
     versions: dict[str, str]
 
 
-class Contract(Strict):
+class Contract(Record):
     """See the module docstring and DESIGN: one per ONNX file."""
 
     version: Literal[1]
@@ -154,6 +146,8 @@ class Contract(Strict):
     @property
     def state_bytes(self) -> int:
         """Bytes of all states as the graph keeps them, of all `batch` streams."""
+        from edgemem.onnxfile import BITS
+
         return sum(math.prod(state.shape) * BITS[state.dtype] // 8 for state in self.states)
 
     @property
@@ -205,9 +199,12 @@ def decode(text: str) -> Contract:
             "contract field sha256: a digest for each field was wanted, none came; export the model again"
         )
     try:
-        contract = Contract.model_validate_json(json.dumps(fields))
-    except ValidationError as error:
-        raise ContractError(described(error)) from error
+        contract = schema.read(Contract, fields)
+    except SchemaError as error:
+        where = ".".join(error.where)
+        raise ContractError(f"contract field {where}: {error.problem}; export the model again") from error
+    except RecursionError as error:
+        raise ContractError("the contract is nested too deeply; export the model again") from error
     check_digests(fields, stored)
     consistency.check(contract)
     return contract
@@ -227,20 +224,14 @@ def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def described(error: ValidationError) -> str:
-    """The first problem that pydantic found, as a message that names the field."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"contract field {where}: {first['msg']} (got {str(first.get('input'))[:80]}); export the model again"
-
-
 def check_digests(fields: Mapping[str, object], stored: Mapping[str, object]) -> None:
     """Refuse fields that differ from their stored SHA-256.
 
     Raises:
         ContractError: naming the first such field, in the order of the contract.
     """
-    for name in [*Contract.model_fields, *sorted(set(stored) - set(Contract.model_fields))]:
+    known = list(schema.kinds_of(Contract))
+    for name in [*known, *sorted(set(stored) - set(known))]:
         if name not in fields:
             raise ContractError(f"contract field sha256.{name}: there is no field {name}; export the model again")
         if stored.get(name) != digest(fields[name]):

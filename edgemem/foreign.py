@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field, ValidationError
 
+from edgemem import schema
 from edgemem.compare import Comparison
-from edgemem.contract import Json, Strict
+from edgemem.contract import Json
 from edgemem.errors import ContractError
 from edgemem.program import Array, Program, StateBlock
+from edgemem.schema import Record, SchemaError
 from edgemem.trial import random_input
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ LONGEST = 512  # frames of a whole sequence that a stream is compared with, in c
 TAIL = "_tail"  # what an input that sees its own past again is called as a state
 
 
-class Named(Strict):
+class Named(Record):
     """A tensor of the contract and of the foreign file; a letter for each axis there: B batch, T time, F other."""
 
     name: str
@@ -44,7 +45,7 @@ class Named(Strict):
     axes: str
 
 
-class Pair(Strict):
+class Pair(Record):
     """A state of the contract, and the input and output that it is in the foreign file."""
 
     name: str
@@ -53,7 +54,7 @@ class Pair(Strict):
     axes: str
 
 
-class Adoption(Strict):
+class Adoption(Record):
     """What became of a foreign file's inputs and outputs.
 
     `constants` are inputs that always have one value; `tails` counts the rows of an input that every step sees again.
@@ -67,7 +68,7 @@ class Adoption(Strict):
     tails: dict[str, int]
     streaming: bool = False  # whether the foreign file takes whole sequences, and keeps no state
     frame_rows: int = 1  # of the foreign inputs, that are one frame
-    short: dict[str, int] = Field(default_factory=dict)  # rows that an output of a whole sequence lacks
+    short: dict[str, int] = {}  # noqa: RUF012 -- a record copies it; rows that an output of a whole sequence lacks
 
 
 def adoption_of(contract: Contract) -> Adoption:
@@ -78,11 +79,11 @@ def adoption_of(contract: Contract) -> Adoption:
     """
     found = contract.model.config.get(KEY)
     try:
-        return Adoption.model_validate(found, strict=False)
-    except ValidationError as error:
+        return schema.read(Adoption, found)
+    except SchemaError as error:
         raise ContractError(
             f"contract field model.config.{KEY}: it does not say how the foreign file was adopted "
-            f"({error.errors()[0]['msg']}); adopt the file again"
+            f"({error}); adopt the file again"
         ) from error
 
 

@@ -8,11 +8,9 @@ from a parameter is, except that a matrix which is only ever read transposed is 
 
 from __future__ import annotations
 
-import logging
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +24,7 @@ from torch._decomp import decomposition_table
 
 from edgemem import module as streaming
 from edgemem.errors import ExportError
+from edgemem.muted import muted
 from edgemem.state import Port, StateTensor
 from edgemem.text import first_line
 from edgemem.weights import START, TRANSPOSED
@@ -266,10 +265,9 @@ def first_cause(error: BaseException) -> str:
     return first_line(error)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> AbstractContextManager[None]:
     """Keep torch's remarks about packages that edgemem does not use off the user's screen."""
-    names = (
+    return muted(
         "torch.onnx",
         "torch.onnx._internal.exporter._registration",
         "torch.export",
@@ -277,14 +275,3 @@ def quiet() -> Iterator[None]:
         "onnxscript",
         "onnx_ir",
     )
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
 from tvm import te
 
-from edgemem.runtimes.aot import legalize, mathops
+from edgemem.runtimes.aot import attention, legalize, mathops
 from edgemem.runtimes.aot.schedules import matmul, rows
 from tests.aot_kernels import HOST
 from tests.aot_kernels import run_tensors as run
@@ -52,12 +52,31 @@ def test_rows_in_several_axes(tmp_path: Path, lead: tuple[int, ...]) -> None:
     assert schedule == "tile"
 
 
-@pytest.mark.parametrize("columns", [5, 16, 64, 200])
+@pytest.mark.parametrize(
+    ("length", "heads", "count", "width"),
+    [(65, 2, 1, 16), (67, 3, 2, 24), (96, 1, 4, 44), (32, 2, 1, 7), (129, 1, 3, 64)],
+)
+def test_attention_to_rows_where_they_lie(tmp_path: Path, length: int, heads: int, count: int, width: int) -> None:
+    rng = np.random.default_rng(length)
+    shapes = (1, heads, count, width), (1, heads, count, length), (1, length, heads, width)
+    q, w, x = (rng.standard_normal(shape).astype("f") for shape in shapes)
+    a, b, c = (te.placeholder(shape, "float32") for shape in shapes)
+    scores = attention.scores(a, c, rows.lanes_of(HOST, width))
+    came, schedule = run(tmp_path, [a, c, scores], [q, x])
+    np.testing.assert_allclose(came[0], np.einsum("hid,jhd->hij", q[0].astype("d"), x[0]), rtol=1e-5, atol=1e-5)
+    parts, first = run(tmp_path, [b, c, attention.weighted_parts(b, c)], [w, x])
+    given = te.placeholder(parts.shape, "float32")
+    total, second = run(tmp_path, [given, b, c, attention.weighted_total(given, b, c)], [parts, w, x])
+    np.testing.assert_allclose(total[0], np.einsum("hij,jhd->hid", w[0].astype("d"), x[0]), rtol=1e-5, atol=1e-5)
+    assert schedule == first == second == "attention"
+
+
+@pytest.mark.parametrize("columns", [5, 16, 64, 200, 513])
 def test_layer_norm_and_softmax(tmp_path: Path, columns: int) -> None:
     rng = np.random.default_rng(columns)
     x = (rng.standard_normal((3, columns)) * 4 + 30).astype("f")  # far from zero: a difference of squares would fail
     scale, shift = rng.standard_normal(columns).astype("f"), rng.standard_normal(columns).astype("f")
-    lanes = rows.lanes_of(HOST, columns)
+    lanes = rows.lanes_for(HOST, columns)
     a, b, c = (te.placeholder(v.shape, "float32") for v in (x, scale, shift))
     y, schedule = run(tmp_path, [a, b, c, rows.layer_norm(a, b, c, 1e-5, lanes)], [x, scale, shift])
     d = x.astype("d") - x.astype("d").mean(1, keepdims=True)

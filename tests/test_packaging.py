@@ -36,7 +36,11 @@ def imported_by(code: str) -> set[str]:
     ("code", "also_absent"),
     [
         ("import edgemem; edgemem.load; edgemem.Stream", ("onnxruntime", "pydantic", "click", "rich")),
-        ("import edgemem.runtimes.ort, edgemem.contract", ()),
+        ("import edgemem.runtimes.ort, edgemem.contract", ("pydantic",)),
+        (
+            "import edgemem.runtimes.aot.load, edgemem.stream",
+            ("onnxruntime", "pydantic", "click", "rich", "safetensors"),
+        ),
         ("import edgemem.audio", ("onnxruntime", "pydantic")),
         ("import edgemem.cli.main", ("numpy", "onnxruntime", "pydantic", "rich")),
         ("import edgemem.export", ("onnxruntime", "pydantic")),

@@ -97,6 +97,9 @@ class FoldedAttention(nn.Module):
     def with_left(self, rows: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
         """Rows [batch * segments, segment + right, width] behind those to their left, folded; and the next cache."""
         count = rows.shape[0] // cache.shape[0]
+        if count == 1:  # one step: what is attended and what is kept are cuts of one tensor
+            known = torch.cat([cache, rows], dim=1)
+            return folded(known, self.fold), known[:, self.segment : self.segment + self.left]
         centre = rows[:, : self.segment].reshape(cache.shape[0], count * self.segment, rows.shape[2])
         known = torch.cat([cache, centre], dim=1)
         left = windows(known, self.left, self.segment, count)

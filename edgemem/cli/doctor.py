@@ -30,6 +30,7 @@ PACKAGES = (
     ("audio", "soxr", "pip install 'edgemem[audio]'"),
     ("microphone", "sounddevice", "pip install 'edgemem[mic]'"),
     ("pictures", "matplotlib", "pip install 'edgemem[plot]'"),
+    ("recipes and benchmarks", "scikit-learn", "pip install 'edgemem[bench]'"),
 )
 TOOLS = (
     ("compile", "gcc", "apt-get install gcc"),

@@ -5,7 +5,8 @@
     lowering   PrimFuncs -> pointer functions   graph      the straight line of calls
     plan       where every tensor lies          emit*      the C text
     toolchain  objects and libraries            compiler   all of these, into a folder
-    load       the folder as a program      remote     one of another board, under its emulator
+    attention  few queries, a long cache        rings      caches that are not copied
+    load       the folder as a program          remote     one of another board, under its emulator
     rpc        measured on a board, through TVM's RPC server
 
 Loading needs numpy alone; everything before it needs TVM and a C compiler.
@@ -13,8 +14,6 @@ Loading needs numpy alone; everything before it needs TVM and a C compiler.
 
 from __future__ import annotations
 
-import tempfile
-import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +34,9 @@ def prepare(path: Path, threads: int = 1, board: str = "host") -> Program:
     check_threads(threads)
     if path.is_dir():
         return load_folder(path, threads)
+    import tempfile
+    import weakref
+
     from edgemem.boards import board as described
     from edgemem.runtimes.aot.compiler import compile_model
 

@@ -28,22 +28,24 @@ from edgemem import contract as contracts
 from edgemem.boards import Board
 from edgemem.digests import canonical
 from edgemem.errors import BudgetError, UsageError
+from edgemem.muted import muted
 from edgemem.runtimes.aot import emit, emit_audio, emit_calls, emit_frontend, emit_package, emit_run, emit_team
 from edgemem.runtimes.aot.aliasing import elementwise
+from edgemem.runtimes.aot.attention import with_attention
 from edgemem.runtimes.aot.folding import folded
 from edgemem.runtimes.aot.graph import Graph, Tensor, graph_of
-from edgemem.runtimes.aot.importer import imported, quiet, require_tvm
+from edgemem.runtimes.aot.importer import REMARKS, imported, require_tvm
 from edgemem.runtimes.aot.legalize import legalized
+from edgemem.runtimes.aot.load import FORMAT, MANIFEST
 from edgemem.runtimes.aot.lowering import Lowered, lowered
 from edgemem.runtimes.aot.machine import Machine, machine
 from edgemem.runtimes.aot.picture import arena_rows
-from edgemem.runtimes.aot.plan import Plan, aligned, planned
+from edgemem.runtimes.aot.plan import Plan, StateSlot, aligned, planned
+from edgemem.runtimes.aot.rings import with_rings
 from edgemem.runtimes.aot.schedules import scheduled
 from edgemem.runtimes.aot.toolchain import FLAGS, WARNINGS, Toolchain, toolchain
 from edgemem.text import human_bytes
 
-MANIFEST = "manifest.json"
-FORMAT = 1
 EXPORTED = ("reset", "step", "step_bound", "finite", "state", "check",
             "team_bytes", "team_start", "team_step", "team_idle", "team_stop")  # fmt: skip
 GATHER = "take"  # PrimFuncs that read rows by index
@@ -207,8 +209,11 @@ def generated(
     target = machine(board) if target is None else target
     found = imported(model, target)
     progress("fusing")
-    with quiet():
-        graph = graph_of(legalized(folded(found.module, ranges), target, ranges), found.inputs, found.outputs)
+    with muted(*REMARKS):
+        module = with_attention(folded(found.module, ranges), target)
+        if board.kind != "bare":  # a ring is faster and takes two places; a microcontroller has no room for that
+            module = with_rings(module, found.inputs, found.outputs, target.alignment)
+        graph = graph_of(legalized(module, target, ranges), found.inputs, found.outputs)
     kernels = Kernels(name, graph.functions, target)
     progress("scheduling")
     plan = planned(graph, model.contract, kernels.elementwise, kernels.work_bytes, target.alignment)
@@ -269,7 +274,7 @@ def source_of(
         start_offsets=offsets,
         identity=fingerprint(model),
         weight_bytes=len(blob),
-        checksum=emit.checksum(bytes(blob)),
+        checksum=emit.checksum(bytes(blob), plan.alignment),
     ), bytes(blob)
 
 
@@ -392,10 +397,7 @@ def manifest_of(
             "arena_lower_bound": plan.arena_lower_bound_bytes,
         },
         "arena": arena_rows(plan),
-        "states": {
-            slot.name: {"offsets": [slot.first.offset, *([slot.second.offset] if slot.second else [])]}
-            for slot in plan.states.values()
-        },
+        "states": {slot.name: state_facts(slot) for slot in plan.states.values()},
         "kernels": kernels.facts(source),
         "calls": [
             call_facts(placed, symbol, source) for placed, symbol in zip(plan.calls, source.symbols, strict=True)
@@ -406,6 +408,12 @@ def manifest_of(
             if file.is_file()
         },
     }
+
+
+def state_facts(slot: StateSlot) -> dict[str, Any]:
+    """Where a state lies: both places where two take turns; the room of a ring."""
+    facts: dict[str, Any] = {"offsets": [slot.first.offset, *([slot.second.offset] if slot.second else [])]}
+    return facts | ({"ring": asdict(slot.ring) | {"bytes": slot.ring.nbytes}} if slot.ring else {})
 
 
 def kernel_facts(variant: Variant, source: emit_calls.Source) -> dict[str, Any]:

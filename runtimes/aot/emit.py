@@ -6,13 +6,15 @@ in it come from the plan; the kernels that it calls are objects.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 
 import numpy as np
 
 from edgemem.contract import InputFacts, OutputFacts, StateFacts
+from edgemem.runtimes.aot import emit_frontend
 from edgemem.runtimes.aot.emit_calls import Source, identifier, preamble, run_text, upper
+from edgemem.runtimes.aot.emit_rings import ring_slots, settle_text
+from edgemem.runtimes.aot.plan import StateSlot
 
 C_TYPES = {"float32": "float", "float64": "double", "int64": "int64_t", "int32": "int32_t", "int16": "int16_t",
            "int8": "int8_t", "uint8": "uint8_t", "uint16": "uint16_t", "bool": "uint8_t",
@@ -28,15 +30,25 @@ ERRORS = (
     ("ERROR_WEIGHTS", "the weights differ from those that were compiled"),
 )
 PRIME = 0x9E3779B185EBCA87
+AHEAD_BYTES = 4096  # how far ahead of its sums `NAME_check` asks for weights
 
 
-def checksum(data: bytes) -> int:
-    """What `NAME_check` computes: two running sums of 64-bit words, folded."""
-    words = np.frombuffer(data, "<u8")
+def lanes_of(alignment: int) -> int:
+    """Words that `NAME_check` sums side by side: no more than registers hold, and they divide an aligned place."""
+    return min(4, alignment // 8)
+
+
+def checksum(data: bytes, alignment: int) -> int:
+    """What `NAME_check` computes: two running sums in each lane of 64-bit words, and one number of all lanes."""
+    words = np.frombuffer(data, "<u8").reshape(-1, lanes_of(alignment))
+    weights = np.arange(len(words), 0, -1, dtype=np.uint64)[:, None]
+    total, mask = 0, (1 << 64) - 1
     with np.errstate(over="ignore"):
-        first = words.sum(dtype=np.uint64)
-        second = (words * np.arange(len(words), 0, -1, dtype=np.uint64)).sum(dtype=np.uint64)
-        return int((first ^ ((second << np.uint64(31)) | (second >> np.uint64(33)))) * np.uint64(PRIME))
+        sums = zip(words.sum(axis=0, dtype=np.uint64), (words * weights).sum(axis=0, dtype=np.uint64), strict=True)
+    for first, second in ((int(a), int(b)) for a, b in sums):
+        lane = first ^ (((second << 31) | (second >> 33)) & mask)
+        total = ((((total << 13) | (total >> 51)) & mask) ^ lane) * PRIME & mask
+    return total
 
 
 def header(source: Source) -> str:
@@ -124,7 +136,8 @@ int {n}_take(const {n}_inputs *inputs, const {n}_outputs *outputs, void *state, 
 /* {big}_ERROR_NUMBER if a floating-point input is NaN or infinite. */
 int {n}_finite(const {n}_inputs *inputs);
 
-/* One state tensor as it is now: its place in the block, NULL if `index` or the block is wrong. */
+/* One state tensor as it is now, to be read or written until the next step: its place in the block, NULL if `index` or
+ * the block is wrong. */
 void *{n}_state(void *state, size_t state_bytes, size_t index);
 
 /* Reads all weights and compares them with what was compiled. */
@@ -180,6 +193,7 @@ static int check_state(const void *state, size_t state_bytes)
         run_text(source),
         state_text(source),
         f"""\
+{settle_text(source)}
 /* All checks of a step, and its inputs into the arena. */
 int {n}_take(const {n}_inputs *inputs, const {n}_outputs *outputs, void *state, size_t state_bytes, void *arena,
              size_t arena_bytes)
@@ -191,6 +205,7 @@ int {n}_take(const {n}_inputs *inputs, const {n}_outputs *outputs, void *state, 
     if (arena_bytes < {big}_ARENA_BYTES) return {big}_ERROR_SIZE;
     if (misaligned(arena)) return {big}_ERROR_ALIGNMENT;
     if (((const header *)state)->identity != IDENTITY) return {big}_ERROR_STATE;
+{"    settle((unsigned char *)state);" + chr(10) if ring_slots(source) else ""}\
     return take_inputs(inputs, (unsigned char *)arena);
 }}
 
@@ -229,9 +244,8 @@ def reset_text(source: Source) -> str:
     n, big = source.name, upper(source.name)
     lines = []
     for state in source.contract.states:
-        slot = source.plan.states[state.name]
-        for place in [slot.first] + ([slot.second] if slot.second else []):
-            lines.append(start_text(source, state, place.offset, place.nbytes))
+        for offset, nbytes in start_places(source.plan.states[state.name]):
+            lines.append(start_text(source, state, offset, nbytes))
     body = "\n".join(lines)
     index = "    size_t i;\n" if "for (i" in body else ""
     return f"""\
@@ -249,6 +263,16 @@ int {n}_reset(void *state, size_t state_bytes)
 """
 
 
+def start_places(slot: StateSlot) -> list[tuple[int, int]]:
+    """Offset and bytes of every place that a state starts in: two where two take turns, or of a ring."""
+    places = [(slot.first.offset, slot.first.nbytes)]
+    if slot.second is not None:
+        places.append((slot.second.offset, slot.second.nbytes))
+    if slot.ring is not None:
+        places.append((slot.first.offset + slot.ring.period * slot.ring.row_bytes, slot.first.nbytes))
+    return places
+
+
 def start_text(source: Source, state: StateFacts, offset: int, nbytes: int) -> str:
     """The start of one place of one state; zeros are there already."""
     if isinstance(state.start, str):
@@ -263,12 +287,9 @@ def start_text(source: Source, state: StateFacts, offset: int, nbytes: int) -> s
 
 def number(value: float, dtype: str) -> str:
     """A C literal that is exactly the value at its type."""
-    if not dtype.startswith("float"):
-        return str(int(value))
-    exact = struct.unpack("<f", struct.pack("<f", value))[0] if dtype == "float32" else value
-    text = repr(float(exact))
-    text = text if any(c in text for c in ".en") else text + ".0"
-    return f"{text}f" if dtype == "float32" else text
+    if dtype == "float32":
+        return emit_frontend.literal(value)
+    return repr(float(value)) if dtype.startswith("float") else str(int(value))
 
 
 def inputs_text(source: Source) -> str:
@@ -286,7 +307,7 @@ def inputs_text(source: Source) -> str:
             copies.append(
                 f"    for (i = 0; i < {count}; ++i) {{\n"
                 f"        const {kind} value = ((const {kind} *)A({slot.offset}))[i];\n"
-                f"        if (value < {literal(low)} || value > {literal(high)}) return {big}_ERROR_RANGE;\n"
+                f"        if (value < {integer(low)} || value > {integer(high)}) return {big}_ERROR_RANGE;\n"
                 "    }"
             )
         if port.dtype == "float32":
@@ -321,7 +342,7 @@ int {n}_finite(const {n}_inputs *inputs)
 """
 
 
-def literal(value: int) -> str:
+def integer(value: int) -> str:
     """An integer constant of any size."""
     return str(value) if abs(value) < 2**31 else f"INT64_C({value})"
 
@@ -329,11 +350,12 @@ def literal(value: int) -> str:
 def state_text(source: Source) -> str:
     """`NAME_state`: the current place of one state."""
     n, big = source.name, upper(source.name)
-    rows = []
+    rows, number = [], {slot.name: ring.number for slot, ring in ring_slots(source)}
     for state in source.contract.states:
         slot = source.plan.states[state.name]
         second = slot.second.offset if slot.second else slot.first.offset
-        rows.append(f"    {{{slot.first.offset}, {second}}}, /* {state.name} */")
+        ring = f", {number.get(state.name, -1)}" if number else ""
+        rows.append(f"    {{{{{slot.first.offset}, {second}}}{ring}}}, /* {state.name} */")
     table = "\n".join(rows)
     if not rows:
         return f"""\
@@ -345,35 +367,62 @@ void *{n}_state(void *state, size_t state_bytes, size_t index)
     return NULL;
 }}
 """
+    window = """\
+    if (places[index].ring >= 0) {
+        const ring *const r = &rings[places[index].ring];
+        h->touched = 1;
+        return (unsigned char *)state + r->offset + (size_t)h->at[places[index].ring] * r->row_bytes;
+    }
+"""
     return f"""\
-static const size_t places[{big}_STATES][2] = {{
+static const struct {{
+    size_t turn[2];{" int ring;" if number else ""}
+}} places[{big}_STATES] = {{
 {table}
 }};
 
 void *{n}_state(void *state, size_t state_bytes, size_t index)
 {{
+    header *const h = (header *)state;
     if (check_state(state, state_bytes) != {big}_OK || index >= {big}_STATES) return NULL;
-    if (((const header *)state)->identity != IDENTITY) return NULL;
-    return (unsigned char *)state + places[index][((const header *)state)->turn & 1u];
+    if (h->identity != IDENTITY) return NULL;
+{window if number else ""}\
+    return (unsigned char *)state + places[index].turn[h->turn & 1u];
 }}
 """
 
 
 def check_text(source: Source) -> str:
-    """`NAME_check`: a checksum at the speed of memory."""
+    """`NAME_check`: a checksum at the speed of memory, in lanes that do not wait for each other."""
     n, big = source.name, upper(source.name)
+    lanes = range(lanes_of(source.plan.alignment))
+    names = ", ".join(f"first{lane} = 0, second{lane} = 0" for lane in lanes)
+    sums = "\n".join(
+        f"        memcpy(&word, {n}_weights + i + {8 * lane}, sizeof word);\n"
+        f"        first{lane} += word;\n"
+        f"        second{lane} += first{lane};"
+        for lane in lanes
+    )
+    folds = "\n".join(f"    total = folded(total, first{lane}, second{lane});" for lane in lanes)
     return f"""\
+static uint64_t folded(uint64_t total, uint64_t first, uint64_t second)
+{{
+    const uint64_t lane = first ^ ((second << 31) | (second >> 33));
+    return (((total << 13) | (total >> 51)) ^ lane) * UINT64_C({PRIME:#018x});
+}}
+
 int {n}_check(void)
 {{
-    uint64_t word, first = 0, second = 0;
+    uint64_t word, total = 0, {names};
     size_t i;
-    for (i = 0; i < {big}_WEIGHT_BYTES; i += 8) {{
-        memcpy(&word, {n}_weights + i, sizeof word);
-        first += word;
-        second += first;
+    for (i = 0; i < {big}_WEIGHT_BYTES; i += {8 * len(lanes)}) {{
+#ifdef __GNUC__
+        __builtin_prefetch({n}_weights + i + {AHEAD_BYTES});
+#endif
+{sums}
     }}
-    word = (first ^ ((second << 31) | (second >> 33))) * UINT64_C({PRIME:#018x});
-    return word == UINT64_C({source.checksum:#018x}) ? {big}_OK : {big}_ERROR_WEIGHTS;
+{folds}
+    return total == UINT64_C({source.checksum:#018x}) ? {big}_OK : {big}_ERROR_WEIGHTS;
 }}
 """
 

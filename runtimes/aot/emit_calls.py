@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgemem.contract import Contract
+from edgemem.runtimes.aot.emit_rings import header_fields, ring_slots, slide_text, window_text
 from edgemem.runtimes.aot.graph import Graph, Tensor
 from edgemem.runtimes.aot.plan import Plan, StateSlot
 
@@ -59,8 +60,8 @@ extern const unsigned char {n}_weights[];
 typedef struct {{
     uint64_t identity;
     uint64_t turn;
-}} header;
-"""
+{header_fields(source)}}} header;
+{slide_text(source)}"""
 
 
 def run_text(source: Source) -> str:
@@ -84,17 +85,19 @@ static void run(const {source.name}_outputs *outputs, unsigned char *s, unsigned
 def run_parts(source: Source) -> tuple[list[str], list[tuple[Kernel, list[str]]], list[str]]:
     """C lines before the kernels, every kernel with the places of its tensors, and C lines after them."""
     turns = [state.name for state in source.contract.states if source.plan.states[state.name].second]
-    before = (
-        ["    header *h = (header *)(void *)s;", "    const size_t turn = (size_t)(h->turn & 1u);"] if turns else []
-    )
+    rings = ring_slots(source)
+    before = ["    header *h = (header *)(void *)s;"] if turns or rings else []
+    before += ["    const size_t turn = (size_t)(h->turn & 1u);"] if turns else []
     before += [turn_text(index, source.plan.states[name]) for index, name in enumerate(turns)]
+    before += window_text(source)
     places, calls = Places(source, turns), []
     for placed, kernel in zip(source.plan.calls, source.symbols, strict=True):
         dropped = {pair[1] for pair in placed.shared}
         tensors = [*placed.call.reads, *placed.call.writes]
         kept = [tensor for index, tensor in enumerate(tensors) if index not in dropped]
         calls.append((kernel, [places.of(tensor) for tensor in kept] + [f"A({slot.offset})" for slot in placed.work]))
-    return before, calls, places.copies() + (["    h->turn ^= 1u;"] if turns else [])
+    after = [*places.copies(), *(["    h->turn ^= 1u;"] if turns else []), *(["    slide(s, h);"] if rings else [])]
+    return before, calls, after
 
 
 def turn_text(index: int, slot: StateSlot) -> str:
@@ -113,6 +116,13 @@ class Places:
         self.source, self.turns = source, list(turns)
         self.before = {source.graph.inputs[state.input].number: state.name for state in source.contract.states}
         self.after: dict[int, str] = {}
+        self.rings: dict[int, str] = {}
+        for name, ring in source.graph.rings.items():
+            slot = source.plan.states[name].ring
+            assert slot is not None
+            base = f"ring{slot.number}"
+            self.rings[ring.before.number] = self.rings[ring.known.number] = f"(void *){base}"
+            self.rings[ring.new.number] = f"(void *)({base} + {slot.rows * slot.row_bytes})"
         for name, tensor in source.plan.written.items():
             if tensor.source == "call" and tensor.number not in source.plan.arena:
                 self.after[tensor.number] = name
@@ -124,6 +134,8 @@ class Places:
 
     def of(self, tensor: Tensor) -> str:
         plan = self.source.plan
+        if tensor.number in self.rings:
+            return self.rings[tensor.number]
         if tensor.number in plan.weights:
             return f"W({plan.weights[tensor.number].offset})"
         if tensor.number in self.before:
@@ -139,6 +151,8 @@ class Places:
             tensor = self.source.graph.results[port.name]
             lines.append(f"    memcpy(outputs->{identifier(port.name)}, {self.of(tensor)}, {tensor.nbytes});")
         for name, tensor in self.source.plan.written.items():
+            if name in self.source.graph.rings:
+                continue
             target = self.state(name, "new")
             if self.of(tensor) != target:
                 lines.append(f"    memcpy({target}, {self.of(tensor)}, {tensor.nbytes});")

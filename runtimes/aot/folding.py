@@ -6,6 +6,7 @@ max of two stacked tensors                 -> maximum
 broadcast_to, astype, reshape to the same  -> nothing
 expand_dims, squeeze, flatten              -> reshape
 permute_dims that moves axes of one only   -> reshape
+permute_dims of permute_dims               -> one
 matmul by a vector                         -> by a matrix of one column
 """
 
@@ -43,6 +44,12 @@ def shape_of(expr: Expr) -> tuple[int, ...]:
 
 def dtype_of(expr: Expr) -> str:
     return str(expr.ty.dtype)
+
+
+def axes_of(call: Expr) -> list[int]:
+    """Where the axes of a `permute_dims` come from."""
+    rank = len(shape_of(call.args[0]))
+    return [int(axis) for axis in call.attrs.axes] if call.attrs.axes else list(range(rank))[::-1]
 
 
 def constant(array: Any, like: Expr) -> Expr:
@@ -191,9 +198,12 @@ class Folder(PyExprMutator):  # type: ignore[misc]
 
     def rule_permute_dims(self, call: Expr, args: list[Expr]) -> Expr:
         shape = shape_of(call.args[0])
-        axes = [int(a) for a in call.attrs.axes] if call.attrs.axes else list(range(len(shape)))[::-1]
+        axes = axes_of(call)
         if isinstance(args[0], ir.GenericConst):
             return constant(np.transpose(args[0].value.numpy(), axes), call)
+        if self.is_call(args[0], "relax.permute_dims"):
+            inner = axes_of(args[0])
+            return relax.op.permute_dims(args[0].args[0], [inner[axis] for axis in axes])
         moved = [axis for axis in axes if shape[axis] != 1]
         return self.reshaped(call.args[0], shape_of(call)) if moved == sorted(moved) else call
 

@@ -18,6 +18,9 @@ import numpy as np
 from edgemem.errors import ModelFileError
 
 Array = np.ndarray[Any, np.dtype[Any]]
+ROLE = "edgemem.ring"  # attribute of the PrimFuncs that mark a ring: what they stand for
+ROLE_KEPT, ROLE_ROW = f"{ROLE}.kept", f"{ROLE}.row_bytes"
+APPEND, KEPT = "ring_append", "ring_kept"
 BYTES = {
     "float32": 4,
     "float64": 8,
@@ -37,7 +40,7 @@ class Tensor:
     """One buffer: `name` is the parameter's for inputs and states."""
 
     number: int
-    source: Literal["input", "constant", "call"]
+    source: Literal["input", "constant", "call", "ring"]
     name: str
     shape: tuple[int, ...]
     dtype: str
@@ -56,6 +59,29 @@ class Call:
     writes: tuple[Tensor, ...]
 
 
+@dataclass(frozen=True)
+class Ring:
+    """A state that slides: `known` are the rows of `before` and behind them those of `new`; `kept` of them stay.
+
+    `after` is the state's next value. One row is `row_bytes` long; `before` has `rows` of them, `known` has `reach`.
+    """
+
+    before: Tensor
+    new: Tensor
+    known: Tensor
+    after: Tensor
+    kept: int
+    row_bytes: int
+
+    @property
+    def rows(self) -> int:
+        return self.before.nbytes // self.row_bytes
+
+    @property
+    def reach(self) -> int:
+        return self.known.nbytes // self.row_bytes
+
+
 @dataclass
 class Graph:
     """All calls in order; `results` are the graph's outputs by name."""
@@ -65,6 +91,7 @@ class Graph:
     constants: dict[int, Array] = field(default_factory=dict)  # by tensor number
     results: dict[str, Tensor] = field(default_factory=dict)
     functions: dict[str, Any] = field(default_factory=dict)  # PrimFuncs by kernel name
+    rings: dict[str, Ring] = field(default_factory=dict)  # by the name of the state
 
 
 def graph_of(module: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Graph:
@@ -85,6 +112,7 @@ class Walk:
         self.held: dict[Any, Any] = {}  # relax variable -> Tensor, or a tuple of them
         self.constants: dict[tuple[str, bytes], Tensor] = {}
         self.graph = Graph({})
+        self.appended: dict[int, tuple[Tensor, Tensor]] = {}  # known -> before, new
         for name, parameter in zip(inputs, self.main.params, strict=True):
             self.graph.inputs[name] = self.held[parameter] = self.tensor("input", name, parameter.ty)
 
@@ -141,6 +169,9 @@ class Walk:
         if name != "relax.call_tir":
             raise ModelFileError(f"operator {name} has no kernel in the aot runtime; export the model without it")
         kernel = str(call.args[0].name_hint)
+        attributes = self.module[kernel].attrs
+        if attributes is not None and ROLE in attributes:
+            return self.ring(attributes, call, binding.var.ty)
         kinds = binding.var.ty
         several = not hasattr(kinds, "dtype")
         writes = tuple(self.tensor("call", kernel, kind) for kind in (kinds.fields if several else [kinds]))
@@ -148,3 +179,16 @@ class Walk:
         self.graph.functions[kernel] = self.module[kernel]
         self.graph.calls.append(Call(kernel, reads, writes))
         return writes if several else writes[0]
+
+    def ring(self, attributes: Any, call: Any, kind: Any) -> Tensor:
+        """What a mark stands for: the rows known in a step, or the state after it."""
+        role = str(attributes[ROLE])
+        place = self.tensor("ring", role, kind)
+        reads = tuple(self.value(argument) for argument in call.args[1].fields)
+        if role == APPEND:
+            self.appended[place.number] = (reads[0], reads[1])
+            return place
+        before, new = self.appended[reads[0].number]
+        kept, row_bytes = int(attributes[ROLE_KEPT]), int(attributes[ROLE_ROW])
+        self.graph.rings[before.name.removesuffix("_in")] = Ring(before, new, reads[0], place, kept, row_bytes)
+        return place

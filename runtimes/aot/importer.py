@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgemem.errors import MissingDependency, ModelFileError
+from edgemem.muted import muted
 
 if TYPE_CHECKING:
     from edgemem.modelfile import ModelFile
     from edgemem.runtimes.aot.machine import Machine
     from edgemem.runtimes.aot.quantized.recogniser import Row
 
+REMARKS = ("onnx_import", "tvm")  # loggers of the importer
 TOOL = "pip install 'edgemem[tvm]'"
 
 
@@ -61,7 +59,7 @@ def imported(model: ModelFile, machine: Machine) -> Imported:
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
     try:
-        with quiet():
+        with muted(*REMARKS):
             module = with_own_operators(proto, found, machine)
     except Exception as error:  # the importer raises whatever its converters raise
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -90,19 +88,3 @@ def with_own_operators(proto: Any, found: Any, machine: Machine) -> Any:
 
     opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
     return Importer({}, "float32", keep_params_in_input=False).from_onnx(proto.graph, opset)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the importer's remarks off the user's screen."""
-    loggers = [logging.getLogger(name) for name in ("onnx_import", "tvm")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

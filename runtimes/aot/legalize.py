@@ -170,7 +170,7 @@ def legal_layer_norm(builder: Any, call: Expr, machine: Machine) -> Expr:
     plain = bool(call.attrs.center) and bool(call.attrs.scale)
     if axes != [len(shape_of(call)) - 1] or dtype_of(call) != "float32" or not plain:
         return default("nn.layer_norm", builder, call)
-    lanes = rows.lanes_of(machine, shape_of(call)[-1])
+    lanes = rows.lanes_for(machine, shape_of(call)[-1])
     epsilon = float(call.attrs.epsilon)
     return builder.call_te(
         lambda x, scale, shift: rows.layer_norm(x, scale, shift, epsilon, lanes),
@@ -184,7 +184,7 @@ def legal_softmax(builder: Any, call: Expr, machine: Machine) -> Expr:
     """Over the last axis, float32; other forms keep TVM's."""
     if int(call.attrs.axis) % len(shape_of(call)) != len(shape_of(call)) - 1 or dtype_of(call) != "float32":
         return default("nn.softmax", builder, call)
-    lanes = rows.lanes_of(machine, shape_of(call)[-1])
+    lanes = rows.lanes_for(machine, shape_of(call)[-1])
     return builder.call_te(
         lambda x: rows.softmax(x, lanes),
         call.args[0],

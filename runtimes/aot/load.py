@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-ALIGNMENT = 64
+ALIGNMENT = 64  # bytes, of a program for this machine
 MOST_THREADS = 16
 OK, NULL, SIZE, MISALIGNED, STATE, RANGE, NUMBER, WEIGHTS = range(8)
 HASHED_BYTES = 16 << 20  # a library beyond this is trusted to its weights' own checksum

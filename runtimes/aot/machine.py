@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgemem.errors import ConfigError
-from edgemem.runtimes.aot.plan import ALIGNMENT
+from edgemem.runtimes.aot.load import ALIGNMENT
 from edgemem.text import first_line
 
 if TYPE_CHECKING:

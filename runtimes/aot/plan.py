@@ -1,7 +1,8 @@
 """Where every tensor lies: weights, state and one arena, all fixed at compile time.
 
     weights   every constant, in the order of first use
-    state     each state once, if the step can write it where it reads it; else two places that take turns
+    state     each state once, if the step can write it where it reads it; else two places that take turns; a state
+              that slides twice, as a ring (`edgemem.runtimes.aot.rings`)
     arena     everything between: tensors that do not live at the same time share bytes
 
 A state is written in place when nothing reads its old value afterwards, or when the kernel that writes it reads only
@@ -15,10 +16,10 @@ from dataclasses import dataclass
 
 from edgemem.contract import Contract
 from edgemem.runtimes.aot.graph import Call, Graph, Tensor
+from edgemem.runtimes.aot.load import ALIGNMENT
 
-ALIGNMENT = 64  # of machines with caches; a machine may say otherwise
 HEADER_BYTES = 16  # of a state block: which model it belongs to, and whose turn it is
-
+RING_BYTES = 8  # of the header, for each ring: where its window starts
 
 Key = tuple[str, int, int]  # what it is, its tensor's number or its call's, which of the call's
 Request = tuple[int, int, int, Key]  # first call, last call, bytes, what for
@@ -33,12 +34,28 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class RingSlot:
+    """The room of a ring, two periods of rows; `number` tells where the header keeps its window's start."""
+
+    number: int
+    period: int  # rows
+    rows: int  # of the window
+    kept: int  # rows that a step adds
+    row_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        return 2 * self.period * self.row_bytes
+
+
+@dataclass(frozen=True)
 class StateSlot:
-    """Where a state lies; `second` is its other place where two take turns."""
+    """Where a state lies; `second` is its other place where two take turns, `ring` its room where it slides."""
 
     name: str
     first: Slot
     second: Slot | None
+    ring: RingSlot | None = None
 
 
 @dataclass(frozen=True)
@@ -86,10 +103,12 @@ def planned(
     states = {state.name: graph.inputs[state.input] for state in contract.states}
     direct = directly_written(graph, contract)
     shared, in_place = in_place_states(graph, states, direct, elementwise)
-    placed_states, state_bytes = state_slots(states, in_place, alignment)
+    rings = ring_slots(graph)
+    placed_states, state_bytes = state_slots(states, in_place, rings, alignment)
     calls = [(call, shared.get(index, ())) for index, call in enumerate(graph.calls)]
     works = [tuple(work_bytes(call.kernel, pairs)) for call, pairs in calls]
-    lives = lifetimes(graph, {tensor.number for tensor in direct.values()})
+    elsewhere = {ring.new.number for ring in graph.rings.values()}
+    lives = lifetimes(graph, elsewhere | {tensor.number for tensor in direct.values()})
     requests = [(start, end, tensor.nbytes, ("tensor", tensor.number, 0)) for tensor, (start, end) in lives.items()]
     for index, sizes in enumerate(works):
         requests += [(index, index, size, ("work", index, place)) for place, size in enumerate(sizes)]
@@ -153,11 +172,25 @@ def in_place_states(
     return shared, in_place
 
 
-def state_slots(states: Mapping[str, Tensor], in_place: set[str], alignment: int) -> tuple[dict[str, StateSlot], int]:
+def ring_slots(graph: Graph) -> dict[str, RingSlot]:
+    """The rings in the order of the graph. A period holds all rows of a step, in whole turns of what a step adds."""
+    return {
+        name: RingSlot(number, aligned(ring.reach, ring.kept), ring.rows, ring.kept, ring.row_bytes)
+        for number, (name, ring) in enumerate(graph.rings.items())
+    }
+
+
+def state_slots(
+    states: Mapping[str, Tensor], in_place: set[str], rings: Mapping[str, RingSlot], alignment: int
+) -> tuple[dict[str, StateSlot], int]:
     """Offsets in the state block."""
-    offset = aligned(HEADER_BYTES, alignment)
+    offset = aligned(HEADER_BYTES + (RING_BYTES * (1 + len(rings)) if rings else 0), alignment)
     slots = {}
     for name, tensor in states.items():
+        if name in rings:
+            slots[name] = StateSlot(name, Slot(offset, tensor.nbytes), None, rings[name])
+            offset += aligned(rings[name].nbytes, alignment)
+            continue
         places = []
         for _ in range(1 if name in in_place else 2):
             places.append(Slot(offset, tensor.nbytes))

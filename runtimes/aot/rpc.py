@@ -174,7 +174,8 @@ def measure_on_board(
         for index, file in enumerate(files):
             library = shim(file, board, Path(folder) / str(index))
             model = open_model(file)
-            row = Row(f"aot on {board.name}", str(file), 1, step_bytes(model), inspect.macs_per_step(model))
+            work = inspect.macs_per_step(model), inspect.byte_macs_per_step(model)
+            row = Row(f"aot on {board.name}", str(file), 1, step_bytes(model), *work)
             asked.append(sent(remote, library))
             rows.append(row)
         for _ in range(rounds):

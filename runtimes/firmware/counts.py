@@ -17,8 +17,8 @@ from typing import Any
 
 from edgemem.boards import Board
 from edgemem.errors import CompileError
-from edgemem.runtimes.aot.compiler import MANIFEST, compile_model
-from edgemem.runtimes.aot.load import load_folder, read_manifest
+from edgemem.runtimes.aot.compiler import compile_model
+from edgemem.runtimes.aot.load import MANIFEST, load_folder, read_manifest
 from edgemem.runtimes.firmware import build
 from edgemem.runtimes.firmware.emulator import BoardProgram, command_of
 

@@ -18,10 +18,9 @@ from edgemem.boards import Board
 from edgemem.boards import board as described
 from edgemem.program import Program
 from edgemem.runtimes.aot.compiler import build, generated, manifest_of, write_manifest
-from edgemem.runtimes.aot.load import load_folder
+from edgemem.runtimes.aot.load import ALIGNMENT, load_folder
 from edgemem.runtimes.aot.lowering import lowered
 from edgemem.runtimes.aot.machine import Machine, machine
-from edgemem.runtimes.aot.plan import ALIGNMENT
 from edgemem.runtimes.aot.toolchain import toolchain
 
 FUSED = re.compile(r"\bv?fn?m(?:a|s|add|sub)[\d.]")  # Arm, RISC-V, x86

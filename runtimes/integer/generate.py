@@ -139,7 +139,7 @@ def generated(path: Path, name: str | None) -> Generated:
         start_offsets={},
         identity=fingerprint(replace(model, contract=contract)),
         weight_bytes=len(blob),
-        checksum=emit.checksum(bytes(blob)),
+        checksum=emit.checksum(bytes(blob), plan.alignment),
     )
     return Generated(model, source, bytes(blob), IntegerKernels(name, step, symbols), products(step))
 

@@ -17,12 +17,14 @@ def scheduled(function: Any, machine: Machine) -> tuple[Any, str]:
     from tvm.s_tir import Schedule
     from tvm.s_tir.schedule import ScheduleError
 
-    from edgemem.runtimes.aot.schedules import digits, groups, lookup, matmul, rows, spatial
+    from edgemem.runtimes.aot.schedules import attention, digits, groups, lookup, matmul, rows, spatial
     from edgemem.runtimes.aot.schedules.blocks import block_names
 
     sch = Schedule(function, error_render_level="none")
     names, product = block_names(sch), matmul.product_of(sch)
     attempts: list[tuple[str, Any]] = []
+    if attention.is_attention(names):
+        attempts.append(("attention", lambda s: attention.schedule(s, machine)))
     if rows.LAST in names:
         attempts.append(("rows", lambda s: rows.schedule(s, machine)))
     if digits.JOINED in names:

@@ -1,6 +1,6 @@
 """Reductions along rows: layer norm and softmax, one row after another, in vector lanes.
 
-sum over N   ->   L partial sums over N / L, then halved log2 L times      (L lanes, a divisor of N)
+sum over N   ->   L partial sums over N / L, then halved log2 L times, then the N mod L last elements
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ Tensor = Any
 LAST = "row_result"  # name of the block that writes the output; the others are computed row by row
 
 
+LONG = 8  # vectors; a row of more is worth a remainder
+
+
 def lanes_of(machine: Machine, columns: int) -> int:
     """The widest vector that divides a row."""
     lanes = machine.lanes
@@ -26,18 +29,29 @@ def lanes_of(machine: Machine, columns: int) -> int:
     return max(1, lanes)
 
 
+def lanes_for(machine: Machine, columns: int) -> int:
+    """Lanes of a row's partial sums: a divisor, or of a long row that has none the machine's, and a remainder."""
+    lanes = lanes_of(machine, columns)
+    return machine.lanes if 2 * lanes < machine.lanes and columns >= LONG * machine.lanes else lanes
+
+
 def reduced(
     element: Callable[..., Any], outer: list[Any], columns: int, lanes: int, name: str, reducer: Any, pair: Any
 ) -> Tensor:
     """One number per row of `outer` [rows...]: `element(*row, column)` reduced over all columns."""
-    step = te.reduce_axis((0, columns // lanes), name=f"{name}_step")
+    step, rest = te.reduce_axis((0, columns // lanes), name=f"{name}_step"), columns % lanes
+    first = columns - rest
     part = te.compute(
         (*outer, lanes), lambda *i: reducer(element(*i[:-1], step * lanes + i[-1]), axis=step), name=f"{name}_{lanes}"
     )
     while lanes > 1:
         lanes //= 2
         part = halved(part, outer, lanes, name, pair)
-    return part
+    if not rest:
+        return part
+    last = te.reduce_axis((0, rest), name=f"{name}_last")
+    tail = te.compute((*outer, 1), lambda *i: reducer(element(*i[:-1], first + last), axis=last), name=f"{name}_tail")
+    return te.compute((*outer, 1), lambda *i: pair(part(*i), tail(*i)), name=f"{name}_whole")
 
 
 def halved(part: Tensor, outer: list[Any], lanes: int, name: str, pair: Any) -> Tensor:

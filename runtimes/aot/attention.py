@@ -1,0 +1,154 @@
+"""Attention of a few queries to a long cache, whose rows are read once, in order and where they lie.
+
+    q [1, heads, n, d]        rows x [1, length, heads, d]: keys or values, one frame after another
+
+    scores    s[h, i, j] = sum_d q[h, i, d] k[j, h, d]     for j: for h, i: a row's head times the query, lanes added
+    weighted  y[h, i, d] = sum_j w[h, i, j] v[j, h, d]     for eight j at once: for h, i: for d in vectors
+
+The scores of a row are sums over vector lanes; the weighted rows are summed in PARTS stretches of the cache, which
+threads may share, and then added. Products with keys or values that were transposed first (`permute_dims` in front of
+a `matmul`) become these; with more than MOST_QUERIES queries a product of packed tiles is faster, copies included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import ir, relax, te
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from edgemem.runtimes.aot.folding import dtype_of, shape_of
+from edgemem.runtimes.aot.legalize import OPAQUE
+from edgemem.runtimes.aot.machine import Machine
+from edgemem.runtimes.aot.schedules import attention, rows
+
+Expr = Any
+MOST_QUERIES = 4
+SHORTEST = 64  # rows; fewer stay in the nearest cache and gain nothing
+KEYS, VALUES = [0, 2, 3, 1], [0, 2, 1, 3]  # permute_dims of rows before a product
+
+
+def with_attention(module: Any, machine: Machine) -> Any:
+    """The module with every product of few rows and long transposed ones as a kernel of its own."""
+    reader = Reader(module, machine)
+    main = reader.visit_expr(module["main"])
+    module = reader.builder_.get()
+    module.update_func(module.get_global_var("main"), main)
+    return relax.transform.DeadCodeElimination()(relax.transform.CanonicalizeBindings()(module))
+
+
+@mutator
+class Reader(PyExprMutator):  # type: ignore[misc]
+    """One walk over the products."""
+
+    def __init__(self, module: Any, machine: Machine) -> None:
+        super().__init__(module)
+        self.machine = machine
+
+    def visit_call_(self, call: Expr) -> Expr:  # TVM's spelling
+        call = super().visit_call_(call)
+        if not isinstance(call, relax.Call) or not isinstance(call.op, ir.Op) or call.op.name != "relax.matmul":
+            return call
+        left, right = call.args
+        turned = self.lookup_binding(right) if isinstance(right, relax.Var) else None
+        if not isinstance(turned, relax.Call) or turned.op != ir.Op.get("relax.permute_dims"):
+            return call
+        read = turned.args[0]
+        if not self.fits(left, read):
+            return call
+        axes = [int(axis) for axis in turned.attrs.axes or ()]
+        lanes = rows.lanes_of(self.machine, shape_of(read)[3])
+        if axes == KEYS:
+            return self.builder_.call_te(
+                lambda q, k: scores(q, k, lanes),
+                left,
+                read,
+                primfunc_name_hint="attend_scores",
+                primfunc_attrs={"op_pattern": OPAQUE},
+            )
+        return self.weighted(left, read) if axes == VALUES else call
+
+    def fits(self, left: Expr, read: Expr) -> bool:
+        """Whether few rows meet many, in whole vectors."""
+        shapes = shape_of(left), shape_of(read)
+        if any(len(shape) != 4 or shape[0] != 1 for shape in shapes) or {dtype_of(left), dtype_of(read)} != {"float32"}:
+            return False
+        lanes = rows.lanes_of(self.machine, shapes[1][3])
+        return shapes[0][2] <= MOST_QUERIES and shapes[1][1] >= SHORTEST and lanes >= min(4, self.machine.lanes)
+
+    def weighted(self, weights: Expr, read: Expr) -> Expr:
+        parts = self.builder_.emit_te(
+            weighted_parts,
+            weights,
+            read,
+            primfunc_name_hint="attend_parts",
+            primfunc_attrs={"op_pattern": OPAQUE},
+        )
+        return self.builder_.call_te(
+            weighted_total,
+            parts,
+            weights,
+            read,
+            primfunc_name_hint="attend_total",
+            primfunc_attrs={"op_pattern": OPAQUE},
+        )
+
+
+def scores(q: Any, k: Any, lanes: int) -> Any:
+    """s [1, heads, n, length] of q [1, heads, n, d] and k [1, length, heads, d]."""
+    (_, heads, count, width), length = extents(q), extents(k)[1]
+    step = te.reduce_axis((0, width // lanes), name="step")
+
+    def product(j: Any, h: Any, i: Any, lane: Any) -> Any:
+        place = step * lanes + lane
+        return te.sum(q(0, h, i, place) * k(0, j, h, place), axis=step)
+
+    part = te.compute((length, heads, count, lanes), product, name=f"{attention.PRODUCT}_{lanes}")
+    while lanes > 1:
+        lanes //= 2
+        part = rows.halved(part, [length, heads, count], lanes, attention.PRODUCT, rows.add)
+    return te.compute((1, heads, count, length), lambda _, h, i, j: part(j, h, i, 0), name=attention.SCORES)
+
+
+def stretch(length: int) -> int:
+    """Blocks of rows in each of the parts."""
+    return length // (attention.PARTS * attention.TOGETHER)
+
+
+def weighted_parts(w: Any, v: Any) -> Any:
+    """[PARTS, heads, n, d]: w [1, heads, n, length] times v [1, length, heads, d], summed over each part's rows."""
+    (_, heads, count, length), width = extents(w), extents(v)[3]
+    blocks = stretch(length)
+    block, row = te.reduce_axis((0, blocks), name="block"), te.reduce_axis((0, attention.TOGETHER), name="row")
+
+    def product(p: Any, h: Any, i: Any, d: Any) -> Any:
+        j = (p * blocks + block) * attention.TOGETHER + row
+        return te.sum(w(0, h, i, j) * v(0, j, h, d), axis=[block, row])
+
+    return te.compute((attention.PARTS, heads, count, width), product, name=attention.WEIGHTED)
+
+
+def weighted_total(parts: Any, w: Any, v: Any) -> Any:
+    """y [1, heads, n, d]: the parts, and the rows behind the last of them."""
+    (_, heads, count, length), width = extents(w), extents(v)[3]
+    first = attention.PARTS * attention.TOGETHER * stretch(length)
+    part = te.reduce_axis((0, attention.PARTS), name="part")
+    total = te.compute(
+        (1, heads, count, width),
+        lambda _, h, i, d: te.sum(parts(part, h, i, d), axis=part),
+        name=f"{attention.TOTAL}_parts",
+    )
+    if first == length:
+        return total
+    row = te.reduce_axis((0, length - first), name="row")
+    rest = te.compute(
+        (1, heads, count, width),
+        lambda _, h, i, d: te.sum(w(0, h, i, first + row) * v(0, first + row, h, d), axis=row),
+        name=f"{attention.TOTAL}_rest",
+    )
+    return te.compute((1, heads, count, width), lambda *i: total(*i) + rest(*i), name=f"{attention.TOTAL}_sum")
+
+
+def extents(tensor: Any) -> Sequence[int]:
+    return [int(extent) for extent in tensor.shape]
