@@ -86,7 +86,7 @@ def apply(job: Job) -> None:
     seen = job.calibration.observe(job.model, [str(value.name) for value in (*inputs, *floats)])
     plan = Plan(job, seen)
     plan.groups = grouped(job, nodes, seen)
-    plan.products = {node for node in nodes if node.op_type == "MatMul" and not small(job, node)}
+    plan.products = {node for node in nodes if is_product(job, node)}
     weights = {weight.name: weight for weight in job.weights()}
     for weight in weights.values():
         if weight.gathers:
@@ -162,20 +162,26 @@ def masked(job: Job, seen: dict[str, Observed], name: str) -> bool:
 
 
 def widened(job: Job, nodes: list[ir.Node]) -> set[str]:
-    """Wide states, and every float tensor on a way from one of them into one of them."""
+    """Wide states, and every float tensor between one of them and the next int8 product, comparison or output.
+
+    So a state is updated in float32, and read in float32: a ratio of two sums that grow has no scale of int16. What a
+    product makes of it is an activation like any other, even where another wide state follows.
+    """
     wide = [state for state in job.contract.states if state.quant.get("wide")]
-    forward, backward = {state.input for state in wide}, {state.output for state in wide}
-    ends = forward | backward
+    found = {state.input for state in wide}
     for node in nodes:
-        if any(value is not None and value.name in forward for value in node.inputs):
-            forward |= {str(value.name) for value in node.outputs}
-    for node in reversed(nodes):
-        if any(value.name in backward for value in node.outputs):
-            backward |= {str(value.name) for value in node.inputs if value is not None}
-    return (forward & backward) | ends
+        if any(value is not None and value.name in found for value in node.inputs) and not is_product(job, node):
+            found |= {str(value.name) for value in node.outputs if value.dtype == FLOAT}
+    outputs = {str(value.name) for value in job.model.graph.outputs}
+    return (found - outputs) | {name for state in wide for name in (state.input, state.output)}
 
 
 # --- products ----------------------------------------------------------------------------------------------------
+
+
+def is_product(job: Job, node: ir.Node) -> bool:
+    """Whether a node is a product of int8."""
+    return node.op_type == "MatMul" and not small(job, node)
 
 
 def small(job: Job, node: ir.Node) -> bool:

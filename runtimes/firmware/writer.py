@@ -24,9 +24,9 @@ from edgemem.runtimes.aot.compiler import (
 from edgemem.runtimes.aot.toolchain import toolchain
 from edgemem.runtimes.firmware import budget, build, elf, layout, sound, sources
 from edgemem.runtimes.firmware.vectors import Vectors, vectors
+from edgemem.runtimes.integer.errors import NotInteger
 from edgemem.runtimes.integer.generate import IntegerKernels, is_integer
 from edgemem.runtimes.integer.generate import generated as integer_step
-from edgemem.runtimes.integer.lower import NotInteger
 
 
 def write_firmware(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -15,13 +17,16 @@ from edgemem.runtimes.aot import emit, emit_calls
 from edgemem.runtimes.aot.compiler import Generated, fingerprint
 from edgemem.runtimes.aot.graph import Call, Graph
 from edgemem.runtimes.aot.machine import BARE_ALIGNMENT
-from edgemem.runtimes.aot.plan import planned
+from edgemem.runtimes.aot.plan import Plan, planned
 from edgemem.runtimes.aot.toolchain import Toolchain
-from edgemem.runtimes.integer.kernels import C_TYPES, Operation
 from edgemem.runtimes.integer.lower import Step, lowered
-from edgemem.runtimes.integer.states import DTYPE
+from edgemem.runtimes.integer.operation import C_TYPES, Operation
+from edgemem.runtimes.integer.operators import moves
+from edgemem.runtimes.integer.states import DTYPE, as_integers
+from edgemem.runtimes.integer.values import Array
+from edgemem.runtimes.integer.views import Piece, View
 
-SHARED = ("edgemem_integer.c", "edgemem_integer.h")
+SHARED = ("edgemem_integer.c", "edgemem_power.c", "edgemem_integer.h")
 FLAGS = ("-O2", "-std=gnu99", "-ffreestanding", "-ffunction-sections", "-fdata-sections", "-fno-common", "-fno-ident",
          "-ffp-contract=off", "-g0")  # fmt: skip
 
@@ -62,7 +67,7 @@ class IntegerKernels:
         for name in SHARED:
             text = resources.files("edgemem.runtimes.integer").joinpath("c", name).read_text()
             (folder / name).write_text(text)
-        return [f"{self.name}_kernels.c", SHARED[0]]
+        return [f"{self.name}_kernels.c", *(name for name in SHARED if name.endswith(".c"))]
 
     def objects(self, folder: Path, tools: Toolchain) -> list[Path]:
         """The sources compiled, to be weighed."""
@@ -86,15 +91,16 @@ class IntegerKernels:
     def facts(self, source: emit_calls.Source) -> list[dict[str, Any]]:
         """Kernels for the manifest."""
         return [
-            {"symbol": symbol, "primfunc": operation.kind, "schedule": "integer", "calls": 1, "work_bytes": []}
+            {"symbol": symbol, "primfunc": operation.kind, "schedule": "integer", "calls": 1,
+             "work_bytes": list(works(operation))}
             for symbol, operation in zip(self.symbols, self.step.operations, strict=True)
-        ]
+        ]  # fmt: skip
 
 
 def function(symbol: str, operation: Operation) -> str:
     """One operation as a C function of pointers."""
-    parameters = [f"const {C_TYPES[tensor.dtype]} *r{index}" for index, tensor in enumerate(operation.reads)]
-    parameters.append(f"{C_TYPES[operation.write.dtype]} *w")
+    names = [*(f"r{index}" for index in range(len(operation.reads))), "w", "t"]
+    parameters = [f"{kind}{name}" for kind, name in zip(parameter_types(operation), names, strict=False)]
     body = "\n".join(f"    {line}" for line in operation.c.splitlines())
     return f"""\
 void {symbol}({", ".join(parameters)});
@@ -103,6 +109,17 @@ void {symbol}({", ".join(parameters)})
 {body}
 }}
 """
+
+
+def parameter_types(operation: Operation) -> tuple[str, ...]:
+    """C types of what an operation reads, what it writes, and its scratch."""
+    reads = (f"const {C_TYPES[tensor.dtype]} *" for tensor in operation.reads)
+    return (*reads, f"{C_TYPES[operation.write.dtype]} *", *("void *" for _ in works(operation)))
+
+
+def works(operation: Operation) -> tuple[int, ...]:
+    """The sizes of an operation's scratch buffers."""
+    return (operation.work_bytes,) if operation.work_bytes else ()
 
 
 def generated(path: Path, name: str | None) -> Generated:
@@ -115,33 +132,96 @@ def generated(path: Path, name: str | None) -> Generated:
     name = emit_calls.identifier(name or model.contract.model.name).lower()
     step = lowered(model)
     contract = stored_contract(model.contract, step)
-    graph = Graph(dict(step.inputs), constants=dict(step.constants), results=dict(step.results))
-    symbols = tuple(f"{name}_k{index:02d}_{operation.kind}" for index, operation in enumerate(step.operations))
-    for symbol, operation in zip(symbols, step.operations, strict=True):
-        graph.calls.append(Call(symbol, operation.reads, (operation.write,)))
-    plan = planned(graph, contract, lambda *_: False, lambda *_: (), BARE_ALIGNMENT)
-    blob = bytearray(plan.weight_bytes)
-    for number, slot in plan.weights.items():
-        blob[slot.offset : slot.offset + slot.nbytes] = graph.constants[number].tobytes()
-    blob = blob or bytearray(BARE_ALIGNMENT)
+    plan, graph = least_memory(step, contract, name)
+    blob, offsets = weights_of(plan, graph, starts(model, step))
+    symbols = symbols_of(step, name)
     source = emit_calls.Source(
         name=name,
         contract=contract,
         graph=graph,
         plan=plan,
         symbols=[
-            emit_calls.Kernel(
-                symbol,
-                (*(f"const {C_TYPES[t.dtype]} *" for t in operation.reads), f"{C_TYPES[operation.write.dtype]} *"),
-            )
+            emit_calls.Kernel(symbol, parameter_types(operation))
             for symbol, operation in zip(symbols, step.operations, strict=True)
         ],
-        start_offsets={},
+        start_offsets=offsets,
         identity=fingerprint(replace(model, contract=contract)),
         weight_bytes=len(blob),
-        checksum=emit.checksum(bytes(blob), plan.alignment),
+        checksum=emit.checksum(blob, plan.alignment),
     )
-    return Generated(model, source, bytes(blob), IntegerKernels(name, step, symbols), products(step))
+    return Generated(model, source, blob, IntegerKernels(name, step, symbols), products(step))
+
+
+def symbols_of(step: Step, name: str) -> tuple[str, ...]:
+    """A C function for every operation."""
+    return tuple(f"{name}_k{index:02d}_{operation.kind}" for index, operation in enumerate(step.operations))
+
+
+def least_memory(step: Step, contract: Contract, name: str) -> tuple[Plan, Graph]:
+    """The plan that needs least RAM.
+
+    A state whose old value is read after the new one has been made has two places that take turns, unless the new one
+    can wait in the arena and be copied at the end for fewer bytes.
+    """
+    best, graph = placed(step, contract, name)
+    for state in contract.states:
+        if best.states[state.name].second is None:
+            continue
+        trial = late_copy(step, state.output)
+        plan, found = placed(trial, contract, name)
+        if plan.state_bytes + plan.arena_bytes < best.state_bytes + best.arena_bytes:
+            best, graph = plan, found
+            step.operations, step.results = trial.operations, trial.results
+    return best, graph
+
+
+def late_copy(step: Step, output: str) -> Step:
+    """The step with a copy at its end that writes a state."""
+    written = step.results[output]
+    numbers = [tensor.number for operation in step.operations for tensor in (*operation.reads, operation.write)]
+    target = replace(written, number=max(numbers) + 1)
+    shape = (math.prod(written.shape),)
+    whole = Piece((0,), shape, View(written.number, 0, (1,)))
+    copy = moves.move([whole], [written], shape, target)
+    return replace(
+        step, operations=[*step.operations, copy], results={**step.results, output: target}
+    )  # fmt: skip
+
+
+def placed(step: Step, contract: Contract, name: str) -> tuple[Plan, Graph]:
+    """Where everything lies."""
+    graph = Graph(dict(step.inputs), constants=dict(step.constants), results=dict(step.results))
+    operations = dict(zip(symbols_of(step, name), step.operations, strict=True))
+    for symbol, operation in operations.items():
+        graph.calls.append(Call(symbol, operation.reads, (operation.write,)))
+    plan = planned(
+        graph,
+        contract,
+        lambda symbol, read, written: read in operations[symbol].in_place,
+        lambda symbol, _: works(operations[symbol]),
+        BARE_ALIGNMENT,
+    )
+    # kernels are given both pointers, also where they are one
+    return replace(plan, calls=tuple(replace(call, shared=()) for call in plan.calls)), graph
+
+
+def weights_of(plan: Plan, graph: Graph, learned: Mapping[str, Array]) -> tuple[bytes, dict[str, int]]:
+    """The bytes of the weights, and where among them the learned starts of states lie."""
+    blob = bytearray(plan.weight_bytes)
+    for number, slot in plan.weights.items():
+        blob[slot.offset : slot.offset + slot.nbytes] = graph.constants[number].tobytes()
+    offsets = {}
+    for name, start in learned.items():
+        offsets[name] = len(blob)
+        blob += start.tobytes() + bytes(-start.nbytes % plan.alignment)
+    return bytes(blob or bytearray(BARE_ALIGNMENT)), offsets
+
+
+def starts(model: modelfile.ModelFile, step: Step) -> dict[str, Array]:
+    """Learned starts, as the step keeps the states."""
+    learned = {state.name for state in model.contract.states if isinstance(state.start, str)}
+    values = as_integers(modelfile.start_values(model), step.scales)
+    return {name: value for name, value in values.items() if name in learned}
 
 
 def stored_contract(contract: Contract, step: Step) -> Contract:
@@ -149,8 +229,9 @@ def stored_contract(contract: Contract, step: Step) -> Contract:
     states = []
     for state in contract.states:
         if state.name in step.scales:
-            assert not isinstance(state.start, str)
-            start = int(np.rint(state.start / step.scales[state.name]))
+            start: Any = state.start
+            if not isinstance(start, str):
+                start = int(as_integers({state.name: np.array(start, np.float32)}, step.scales)[state.name])
             state = state.model_copy(update={"dtype": DTYPE, "start": start})
         states.append(state)
     return contract.model_copy(update={"states": tuple(states)})
@@ -158,7 +239,7 @@ def stored_contract(contract: Contract, step: Step) -> Contract:
 
 def products(step: Step) -> list[dict[str, Any]]:
     """Which kernel computes each product."""
-    found = [operation for operation in step.operations if operation.kind.startswith("product")]
+    found = [operation for operation in step.operations if operation.kind.startswith(("product", "pair"))]
     return [
         {"product": operation.kind, "weight": "", "shape": list(operation.reads[1].shape), "kernel": operation.kind,
          "reason": ""}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgemem.modelfile import open_model
+from edgemem.modelfile import open_model, start_values
 from edgemem.program import Program, StateBlock
 from edgemem.runtimes.integer.lower import Step, lowered
 from edgemem.runtimes.integer.states import as_float, as_integers
@@ -22,8 +22,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class IntegerState(StateBlock):
     """States as the step keeps them."""
 
-    def __init__(self, step: Step, contract: Contract) -> None:
-        self._step, self._contract = step, contract
+    def __init__(self, step: Step, contract: Contract, starts: Mapping[str, Array]) -> None:
+        self._step, self._contract, self._starts = step, contract, starts
         self.held: dict[str, Array] = {}
         self.reset()
 
@@ -37,7 +37,7 @@ class IntegerState(StateBlock):
         }
 
     def reset(self) -> None:
-        self.set({s.name: np.full(s.shape, s.start, s.dtype) for s in self._contract.states})
+        self.set(self._starts)
 
 
 class IntegerProgram(Program):
@@ -49,10 +49,11 @@ class IntegerProgram(Program):
     def __init__(self, path: Path) -> None:
         self.model = open_model(path)
         self.contract, self._plan = self.model.contract, lowered(self.model)
+        self._starts = start_values(self.model)
         self.weight_bytes = sum(array.nbytes for array in self._plan.constants.values())
 
     def new_state(self) -> IntegerState:
-        return IntegerState(self._plan, self.contract)
+        return IntegerState(self._plan, self.contract, self._starts)
 
     def step(self, inputs: Mapping[str, Array], state: StateBlock) -> dict[str, Array]:
         assert isinstance(state, IntegerState)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgemem.runtimes.integer.kernels import LIMITS
+from edgemem.runtimes.integer.operation import LIMITS
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DTYPE = "int16"

@@ -1,11 +1,13 @@
 """What a tensor of the ONNX graph stands for while it is lowered.
 
     Ints      elements of integer buffers: real = scale * (integer - zero)
-    Wide      elements of float32 buffers, of states that stay wide and what updates them
+    Wide      elements of float32 buffers: states that stay wide, and what is computed from them up to the next rounding
+    Whole     elements of buffers of plain integers: counts, indices, masks (int8: 1 where true)
     Fixed     a constant, as the real numbers that it stands for
-    Terms     a sum of products of Ints that waits for its rounding: real = sum of scale * product of (integer - zero)
-    Product   a matrix product with its bias that waits
-    Norm      a layer norm that waits
+    Rows      rows of a constant table, looked up by an index that the step computes
+
+    waiting   computed where it is rounded, by one operation: Terms, Quotient, RowSum, Root, Product, Pair, Norm,
+              Softmax, Curve
 
 An element is a number: which buffer it is in, times 2^32, plus its index there. So operators that only move values
 (Reshape, Slice, Concat, Transpose) are NumPy's own, on arrays of such numbers, and cost nothing until a kernel has to
@@ -14,7 +16,7 @@ read what they made.
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,18 +59,51 @@ class Wide:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """`places` [shape] of buffers of int64, or of int8 with 0 and 1."""
+
+    places: Array
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.places.shape)
+
+    def moved(self, places: Array) -> Whole:
+        return replace(self, places=places)
+
+
+@dataclass(frozen=True)
 class Fixed:
-    """A constant; `scale` is that of its integers where it was stored as such."""
+    """A constant; `scale` is that of its integers where it was stored as such, `scales` those of its columns."""
 
     real: Array
     scale: float | None = None
+    scales: Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.real.shape)
 
     def moved(self, real: Array) -> Fixed:
-        return replace(self, real=real)
+        return replace(self, real=real, scales=None)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Row `index` of `table` [rows, width], times the factor of the row, if there are `factors` [rows].
+
+    `scale` is that of the table's integers, where it was stored as such.
+    """
+
+    table: Array
+    index: Whole
+    factors: Array | None = None
+    scale: float | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.index.shape, self.table.shape[1])
 
 
 @dataclass(frozen=True)
@@ -81,6 +116,38 @@ class Terms:
 
 
 @dataclass(frozen=True)
+class Quotient:
+    """`above` / `below`, element by element."""
+
+    shape: tuple[int, ...]
+    above: Ints
+    below: Ints
+    relu: bool = False
+
+
+@dataclass(frozen=True)
+class RowSum:
+    """The sum over the last axis of x [shape, count], times `factor`."""
+
+    shape: tuple[int, ...]
+    x: Ints
+    factor: float
+    relu: bool = False
+
+
+@dataclass(frozen=True)
+class Root:
+    """The square root; of less than zero it is zero."""
+
+    x: Ints
+    relu: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.x.shape
+
+
+@dataclass(frozen=True)
 class Product:
     """x [..., rows, depth] times w [depth, outputs], whose columns have `scales`; `bias` is real, by column."""
 
@@ -89,6 +156,17 @@ class Product:
     w: Array
     scales: Array
     bias: Array
+    relu: bool = False
+
+
+@dataclass(frozen=True)
+class Pair:
+    """x [..., rows, depth] times y [..., depth, outputs], both computed in the step, times `factor`."""
+
+    shape: tuple[int, ...]
+    x: Ints
+    y: Ints
+    factor: float = 1.0
     relu: bool = False
 
 
@@ -107,19 +185,38 @@ class Norm:
         return self.x.shape
 
 
-Waiting = Terms | Product | Norm
-Value = Ints | Wide | Fixed | Waiting
+@dataclass(frozen=True)
+class Softmax:
+    """Over the last axis."""
+
+    x: Ints
+    relu: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.x.shape
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A function of one number, element by element."""
+
+    x: Ints
+    name: str
+    function: Callable[[Array], Array]
+    relu: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.x.shape
+
+
+Waiting = Terms | Quotient | RowSum | Root | Product | Pair | Norm | Softmax | Curve
+Value = Ints | Wide | Whole | Fixed | Rows | Waiting
+WAITING = (Terms, Quotient, RowSum, Root, Product, Pair, Norm, Softmax, Curve)
 
 
 def places_of(number: int, shape: tuple[int, ...]) -> Array:
     """All elements of a buffer, in order."""
     count = int(np.prod(shape, dtype=np.int64))
     return ((number << BUFFER_BITS) + np.arange(count, dtype=np.int64)).reshape(shape)
-
-
-def runs(places: Array) -> list[tuple[int, int, int]]:
-    """Buffer, first element and count of every stretch of elements that lie side by side, in order."""
-    flat = places.reshape(-1)
-    breaks = np.flatnonzero(np.diff(flat) != 1) + 1
-    starts = [0, *breaks.tolist(), len(flat)]
-    return [(int(flat[a]) >> BUFFER_BITS, int(flat[a]) & MASK, b - a) for a, b in itertools.pairwise(starts)]

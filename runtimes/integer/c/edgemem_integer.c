@@ -131,6 +131,63 @@ void edgemem_product16(const int16_t *x, const int16_t *w, const int32_t *factor
     }
 }
 
+/* The zero of x leaves every sum by what it makes of a column; columns have one if they were stored with a zero. */
+void edgemem_pair(const int8_t *x, const int8_t *y, void *z, int32_t batch, int32_t rows, int32_t outputs,
+                  int32_t depth, int32_t x_zero, int32_t y_zero, int32_t factor, int32_t shift,
+                  const edgemem_out *out)
+{
+    const edgemem_out held = *out;
+    int32_t b, r, n, k, j;
+    for (b = 0; b < batch; ++b, x += rows * depth, y += outputs * depth) {
+        for (n = 0; n < outputs; n += BLOCK) {
+            const int32_t width = outputs - n < BLOCK ? outputs - n : BLOCK;
+            int32_t start[BLOCK] = {0, 0, 0, 0};
+            for (j = 0; j < width; ++j) {
+                for (k = 0; k < depth; ++k) start[j] += y[(n + j) * depth + k] - y_zero;
+                start[j] *= -x_zero;
+            }
+            for (r = 0; r < rows; ++r) {
+                const int8_t *const row = x + r * depth;
+                const int32_t at = (b * rows + r) * outputs + n;
+                int32_t sums[BLOCK], less = 0;
+                for (j = 0; j < BLOCK; ++j) sums[j] = start[j];
+                if (width == BLOCK) {
+                    four_sums(row, y + n * depth, depth, sums);
+                } else {
+                    for (j = 0; j < width; ++j)
+                        for (k = 0; k < depth; ++k) sums[j] += (int32_t)row[k] * y[(n + j) * depth + k];
+                }
+                if (y_zero != 0)
+                    for (k = 0; k < depth; ++k) less += row[k] * y_zero;
+                for (j = 0; j < width; ++j)
+                    edgemem_put(z, at + j, (int64_t)(sums[j] - less) * factor, shift, &held);
+            }
+        }
+    }
+}
+
+void edgemem_row(const int8_t *x, int32_t factor, void *y, int32_t at, int32_t width, int32_t shift,
+                 const edgemem_out *out)
+{
+    int32_t i;
+    for (i = 0; i < width; ++i) edgemem_put(y, at + i, (int64_t)x[i] * factor, shift, out);
+}
+
+int64_t edgemem_inverse(int32_t divisor, int32_t ratio, int32_t shift, int32_t *by)
+{
+    uint32_t size = divisor < 0 ? (uint32_t)-divisor : (uint32_t)divisor;
+    int32_t moved = 0;
+    int64_t inverse;
+    *by = 1;
+    if (size == 0) return INT32_MAX;
+    for (; (size >> 30) == 0; size <<= 1) ++moved;
+    inverse = (int64_t)(((uint64_t)(uint32_t)ratio << 31) / size);
+    *by = 31 + shift - moved;
+    if (*by < 1) *by = 1; /* far beyond every limit */
+    if (*by > 62) *by = 62; /* far below a step */
+    return divisor < 0 ? -inverse : inverse;
+}
+
 uint32_t edgemem_root(uint64_t value)
 {
     uint64_t root = 0, bit = (uint64_t)1 << 62;
@@ -167,8 +224,8 @@ void edgemem_layer_norm(const int16_t *x, const int32_t *gain, const int32_t *bi
         inverse = ((uint64_t)1 << 62) / edgemem_root(spread); /* of a root of 31 bits: 32 bits; 2^(62 + moved) / root */
         for (i = 0; i < count; ++i) {
             const int64_t apart = (int64_t)count * x[i] - sum;
-            const int64_t even = (apart * (int64_t)(inverse >> 2)) >> (44 - moved); /* 16 bits behind the point */
-            edgemem_put(y, r * count + i, ((even * gain[i]) >> 16) + bias[i], shift, out);
+            const int64_t even = (apart * (int64_t)(inverse >> 2)) >> (36 - moved); /* 24 bits behind the point */
+            edgemem_put(y, r * count + i, ((even * gain[i]) >> 24) + bias[i], shift, out);
         }
     }
 }

@@ -34,12 +34,41 @@ void edgemem_product8(const int8_t *x, const int8_t *w, const int32_t *bias, con
 void edgemem_product16(const int16_t *x, const int16_t *w, const int32_t *factor, void *y, int32_t rows,
                        int32_t outputs, int32_t depth, int32_t shift, const edgemem_out *out);
 
+/* x[b][r][k] of int8 less its zero times y[b][n][k] less its own, both computed in the step; the result [b][r][n]. */
+void edgemem_pair(const int8_t *x, const int8_t *y, void *z, int32_t batch, int32_t rows, int32_t outputs,
+                  int32_t depth, int32_t x_zero, int32_t y_zero, int32_t factor, int32_t shift,
+                  const edgemem_out *out);
+
+/* y[at ..] = x[0 .. width] * factor * 2^-shift */
+void edgemem_row(const int8_t *x, int32_t factor, void *y, int32_t at, int32_t width, int32_t shift,
+                 const edgemem_out *out);
+
+/* What lies at x, from the least int16 on, between entry x >> bits of a table and the next; in 2^bits of their units. */
+static inline int32_t edgemem_line(int32_t x, const int16_t *table, int32_t bits)
+{
+    const int32_t from_least = x + 32768, low = table[from_least >> bits], high = table[(from_least >> bits) + 1];
+    return low * ((int32_t)1 << bits) + (high - low) * (from_least & (((int32_t)1 << bits) - 1));
+}
+
+/* ratio * 2^-shift / divisor as a factor and a shift of its own, `by`; divisor 0 counts as the least step. */
+int64_t edgemem_inverse(int32_t divisor, int32_t ratio, int32_t shift, int32_t *by);
+
 /* Layer norm of rows: x less its mean, over its spread, times gain[i], plus bias[i], both in units of y * 2^-shift. */
 void edgemem_layer_norm(const int16_t *x, const int32_t *gain, const int32_t *bias, void *y, int32_t rows,
                         int32_t count, int64_t epsilon, int32_t shift, const edgemem_out *out);
 
 /* y = x / scale to the nearest, ties to even, clamped. */
 void edgemem_quantize(const float *x, void *y, int32_t count, float scale, const edgemem_out *out);
+
+/* Softmax of rows of x, one step of which is step * 2^-(step_shift + 24) of a power of two; `work` has room for one row. */
+void edgemem_softmax(const int16_t *x, void *y, uint32_t *work, int32_t rows, int32_t count, uint32_t step,
+                     int32_t step_shift, uint32_t factor, int32_t shift, const edgemem_out *out);
+
+/* 2^(31 - down), where down has 24 bits behind the point; less than one is 0. */
+uint32_t edgemem_halved(uint64_t down);
+
+/* e^x of float32, made of integers; within two units of the last place, subnormal results are 0. */
+void edgemem_exponential(const float *x, float *y, int32_t count);
 
 /* The whole root of a number. */
 uint32_t edgemem_root(uint64_t value);

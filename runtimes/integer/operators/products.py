@@ -1,0 +1,131 @@
+"""MatMul: int8 with a constant and its bias, int16 with a constant, int8 with int8 that the step computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgemem.runtimes.aot.graph import Tensor
+from edgemem.runtimes.integer.errors import NotInteger
+from edgemem.runtimes.integer.factors import FACTOR_BITS, SUM_BITS, whole_numbers
+from edgemem.runtimes.integer.operation import Array, Operation, Out
+from edgemem.runtimes.integer.operators import arithmetic
+from edgemem.runtimes.integer.values import Fixed, Ints, Pair, Product, Value, Wide
+
+if TYPE_CHECKING:
+    from edgemem.runtimes.integer.lower import Lowering
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+
+def product8(x: Tensor, at: int, w: Tensor, bias: Tensor, factor: Tensor, y: Tensor, depth: int, shift: int,
+             out: Out) -> Operation:  # fmt: skip
+    """int8 rows times int8 columns, stored [outputs, depth]."""
+    outputs = bias.shape[0]
+    rows = int(np.prod(y.shape)) // outputs
+
+    def run(given: Sequence[Array]) -> Array:
+        left = given[0][at : at + rows * depth].reshape(rows, depth).astype(np.int64)
+        sums = left @ given[1].reshape(outputs, depth).T.astype(np.int64) + given[2]
+        return out.put(sums * given[3].astype(np.int64), shift).reshape(-1)
+
+    c = f"{out.c()}\nedgemem_product8(r0 + {at}, r1, r2, r3, w, {rows}, {outputs}, {depth}, {shift}, &out);"
+    return Operation("product8", (x, w, bias, factor), y, c, run)
+
+
+def product16(x: Tensor, at: int, w: Tensor, factor: Tensor, y: Tensor, depth: int, shift: int, out: Out) -> Operation:
+    """int16 rows times int16 columns, stored [outputs, depth]."""
+    outputs = factor.shape[0]
+    rows = int(np.prod(y.shape)) // outputs
+
+    def run(given: Sequence[Array]) -> Array:
+        left = given[0][at : at + rows * depth].reshape(rows, depth).astype(np.int64)
+        sums = left @ given[1].reshape(outputs, depth).T.astype(np.int64)
+        return out.put(sums * given[2].astype(np.int64), shift).reshape(-1)
+
+    c = f"{out.c()}\nedgemem_product16(r0 + {at}, r1, r2, w, {rows}, {outputs}, {depth}, {shift}, &out);"
+    return Operation("product16", (x, w, factor), y, c, run)
+
+
+def pair(x: tuple[Tensor, int], columns: tuple[Tensor, int], y: Tensor, extents: tuple[int, int, int, int],
+         zeros: tuple[int, int], factor: int, shift: int, out: Out) -> Operation:  # fmt: skip
+    """int8 rows [batch, rows, depth] times int8 columns [batch, outputs, depth]; `extents` are those four."""
+    batch, rows, depth, outputs = extents
+
+    def run(given: Sequence[Array]) -> Array:
+        left = given[0][x[1] : x[1] + batch * rows * depth].reshape(batch, rows, depth).astype(np.int64) - zeros[0]
+        right = given[1][columns[1] : columns[1] + batch * outputs * depth].reshape(batch, outputs, depth)
+        sums = left @ (right.astype(np.int64) - zeros[1]).transpose(0, 2, 1)
+        return out.put(sums * factor, shift).reshape(-1)
+
+    c = (
+        f"{out.c()}\nedgemem_pair(r0 + {x[1]}, r1 + {columns[1]}, w, {batch}, {rows}, {outputs}, {depth}, "
+        f"{zeros[0]}, {zeros[1]}, {factor}, {shift}, &out);"
+    )
+    return Operation("pair", (x[0], columns[0]), y, c, run)
+
+
+# --- rounding --------------------------------------------------------------------------------------------------------
+
+
+def rounded_product(lowering: Lowering, value: Product, scale: float, out: Out) -> Operation:
+    depth = value.w.shape[0]
+    target = lowering.result(value.shape, out.dtype)
+    tensor, at = lowering.stretch(value.x.places)
+    units = value.x.scale * value.scales
+    q = np.rint(value.w / value.scales).astype(np.int64)
+    if value.x.dtype == "int8":
+        bias = np.rint(value.bias / units) - value.x.zero * q.sum(axis=0)
+        weights, shift = whole_numbers(units / scale, FACTOR_BITS)
+        rows = lowering.constant(q.T.astype(np.int8))
+        parts = (lowering.constant(bias.astype(np.int32)), lowering.constant(weights.astype(np.int32)))
+        return product8(tensor, at, rows, *parts, target, depth, shift, out)
+    if np.any(value.bias) or value.x.zero:
+        raise NotInteger("MatMul of int16 with a bias")
+    weights, shift = whole_numbers(units / scale, min(28, SUM_BITS - 30 - depth.bit_length()))
+    parts16 = (lowering.constant(q.T.astype(np.int16)), lowering.constant(weights.astype(np.int32)))
+    return product16(tensor, at, *parts16, target, depth, shift, out)
+
+
+def rounded_pair(lowering: Lowering, value: Pair, scale: float, out: Out) -> Operation:
+    batch, (rows, outputs), depth = value.shape[:-2], value.shape[-2:], value.x.shape[-1]
+    x = np.broadcast_to(value.x.places, (*batch, rows, depth))
+    columns = np.broadcast_to(np.swapaxes(value.y.places, -1, -2), (*batch, outputs, depth))
+    factor, shift = whole_numbers(np.array([value.x.scale * value.y.scale / scale]), FACTOR_BITS)
+    extents = (int(np.prod(batch, dtype=np.int64)), rows, depth, outputs)
+    zeros = (value.x.zero, value.y.zero)
+    target = lowering.result(value.shape, out.dtype)
+    return pair(
+        lowering.stretch(x), lowering.stretch(columns), target, extents, zeros, int(factor[0]), shift, out
+    )  # fmt: skip
+
+
+# --- rules -----------------------------------------------------------------------------------------------------------
+
+
+def matmul(lowering: Lowering, node: Any) -> Value:
+    left, right = lowering.value(node.input[0]), lowering.value(node.input[1])
+    if left.shape[-1] == 1:
+        return arithmetic.times(lowering, left, right)
+    if isinstance(left, Wide) or isinstance(right, Wide):
+        raise NotInteger("MatMul of what is not rounded")
+    if isinstance(left, Ints) and isinstance(right, Fixed) and right.real.ndim <= 2:
+        columns, scales = right.real.reshape(right.shape[0], -1), right.scales
+        if scales is None and right.scale is not None:
+            scales = np.full(columns.shape[1], right.scale)
+        if scales is None:
+            raise NotInteger("MatMul with a float weight")
+        shape = (*left.shape[:-1], *right.shape[1:])
+        return Product(shape, left, columns, scales, np.zeros(columns.shape[1]))
+    x, y = lowering.ints(left), lowering.ints(right)
+    if (x.dtype, y.dtype) != ("int8", "int8"):
+        raise NotInteger(f"MatMul of {x.dtype} with {y.dtype}, both computed in the step,")
+    batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    return Pair((*batch, x.shape[-2], y.shape[-1]), x, y)
+
+
+RULES = {"MatMul": matmul}
+ROUNDED = {Product: rounded_product, Pair: rounded_pair}
