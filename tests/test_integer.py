@@ -95,14 +95,25 @@ def test_every_core_gives_the_same_bytes(spotter: Path, tmp_path: Path, core: st
 
 
 def test_a_model_without_integer_kernels_keeps_float_ones_and_says_why(tmp_path: Path) -> None:
-    from edgemem.export import export_model
+    import torch
+
+    from edgemem.export import to_onnx
     from edgemem.quant import quantize
 
-    export_model("lmu", tmp_path / "l.onnx", {"layers": 1, "width": 16, "order": 4}, seed=1)
-    frames = edgemem.load(tmp_path / "l.onnx").contract.inputs[0].shape[-1]
-    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((64, frames)).astype(np.float32))
-    quantize(tmp_path / "l.onnx", tmp_path / "q.onnx", "w8a8", calibrate=tmp_path / "x.npy", smallest=64, steps=8)
-    with pytest.raises(NotInteger, match="MatMul of what is not rounded"):
+    class Wave(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.state = (edgemem.StateTensor("phase", (64,)),)
+            self.drive = torch.nn.Linear(64, 64)
+
+        def step(self, x: torch.Tensor, state: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            phase = 0.5 * state["phase"] + self.drive(x)
+            return torch.sin(phase), {"phase": phase}
+
+    to_onnx(Wave(), torch.zeros(1, 1, 64), tmp_path / "w.onnx")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32))
+    quantize(tmp_path / "w.onnx", tmp_path / "q.onnx", "w8a8", calibrate=tmp_path / "x.npy", steps=8)
+    with pytest.raises(NotInteger, match="Sin has no integer kernel"):
         IntegerProgram(tmp_path / "q.onnx")
 
 

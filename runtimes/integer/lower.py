@@ -29,6 +29,7 @@ from edgemem.runtimes.integer.values import (
     Array,
     Fixed,
     Ints,
+    Product,
     Rows,
     Value,
     Whole,
@@ -240,4 +241,5 @@ class Lowering:
         """Compute what waits and round it; the elements of the result."""
         if not isinstance(value, (*WAITING, Rows)):
             raise NotInteger(f"a {type(value).__name__.lower()} is rounded in the step")
-        return self.add(ROUNDED[type(value)](self, value, scale, out))
+        made = self.add(ROUNDED[type(value)](self, value, scale, out))
+        return np.swapaxes(made, -1, -2) if isinstance(value, Product) and value.turned else made

@@ -75,11 +75,12 @@ class Whole:
 
 @dataclass(frozen=True)
 class Fixed:
-    """A constant; `scale` is that of its integers where it was stored as such, `scales` those of its columns."""
+    """A constant; `scale` is that of its integers where it was stored as such, `scales` those of rows or columns."""
 
     real: Array
     scale: float | None = None
     scales: Array | None = None
+    axis: int = 1  # of `scales`
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -149,7 +150,10 @@ class Root:
 
 @dataclass(frozen=True)
 class Product:
-    """x [..., rows, depth] times w [depth, outputs], whose columns have `scales`; `bias` is real, by column."""
+    """x [..., rows, depth] times w [depth, outputs], whose columns have `scales`; `bias` is real, by column.
+
+    `turned`: the result has its last two axes the other way round, since the constant was the left factor.
+    """
 
     shape: tuple[int, ...]
     x: Ints
@@ -157,6 +161,7 @@ class Product:
     scales: Array
     bias: Array
     relu: bool = False
+    turned: bool = False
 
 
 @dataclass(frozen=True)

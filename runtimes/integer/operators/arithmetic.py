@@ -17,7 +17,7 @@ from edgemem.runtimes.aot.graph import Tensor
 from edgemem.runtimes.integer.errors import NotInteger
 from edgemem.runtimes.integer.factors import FACTOR_BITS, SUM_BITS, attribute, whole_numbers
 from edgemem.runtimes.integer.operation import Array, Operand, Operation, Out, elementwise
-from edgemem.runtimes.integer.operators import rows, wide
+from edgemem.runtimes.integer.operators import rows, whole, wide
 from edgemem.runtimes.integer.values import (
     WAITING,
     Fixed,
@@ -192,10 +192,18 @@ def plus(lowering: Lowering, left: Value, right: Value, sign: float) -> Value:
         return Fixed(left.real + sign * right.real)
     if isinstance(right, Product) and sign > 0:
         left, right = right, left
-    if isinstance(left, Product) and isinstance(right, Fixed) and not left.relu and right.real.ndim <= 1:
+    if (
+        isinstance(left, Product)
+        and isinstance(right, Fixed)
+        and not left.relu
+        and not left.turned
+        and right.real.ndim <= 1
+    ):
         return replace(left, bias=left.bias + sign * np.broadcast_to(right.real, left.bias.shape))
     if isinstance(left, Wide) or isinstance(right, Wide):
         return wide.both(lowering, "+" if sign > 0 else "-", left, right)
+    if isinstance(left, Whole) or isinstance(right, Whole):
+        return whole.added(lowering, left, right, int(sign))
     terms = [*terms_of(lowering, left), *((sign * f, group) for f, group in terms_of(lowering, right))]
     return Terms(np.broadcast_shapes(left.shape, right.shape), tuple(terms))
 
@@ -248,13 +256,16 @@ def reduce_sum(lowering: Lowering, node: Any) -> Value:
     given = lowering.fixed(node.input[1]).reshape(-1) if len(node.input) > 1 else attribute(node, "axes", range(rank))
     axes = [int(axis) % rank for axis in given]
     kept = [axis for axis in range(rank) if axis not in axes]
-    x = lowering.ints(value)
-    places = x.places.transpose([*kept, *axes])
     count = int(np.prod([value.shape[axis] for axis in axes], dtype=np.int64))
     shape = [value.shape[axis] for axis in kept]
     if attribute(node, "keepdims", 1):
         shape = [1 if axis in axes else extent for axis, extent in enumerate(value.shape)]
     factor = 1.0 / count if node.op_type == "ReduceMean" else 1.0
+    if isinstance(value, Wide) and factor == 1.0:
+        tensor, at = lowering.stretch(value.places.transpose([*kept, *axes]))
+        return Wide(lowering.add(wide.sum_of_rows(tensor, at, lowering.result(shape, "float32"), count)))
+    x = lowering.ints(value)
+    places = x.places.transpose([*kept, *axes])
     return RowSum(tuple(shape), x.moved(places.reshape(*places.shape[: len(kept)], count)), factor)
 
 

@@ -72,17 +72,18 @@ def pair(x: tuple[Tensor, int], columns: tuple[Tensor, int], y: Tensor, extents:
 
 
 def rounded_product(lowering: Lowering, value: Product, scale: float, out: Out) -> Operation:
-    depth = value.w.shape[0]
-    target = lowering.result(value.shape, out.dtype)
+    depth, (*lead, rows, columns) = value.w.shape[0], (1, *value.shape)
+    shape = (*lead, columns, rows) if value.turned else value.shape
+    target = lowering.result(shape, out.dtype)
     tensor, at = lowering.stretch(value.x.places)
     units = value.x.scale * value.scales
     q = np.rint(value.w / value.scales).astype(np.int64)
     if value.x.dtype == "int8":
         bias = np.rint(value.bias / units) - value.x.zero * q.sum(axis=0)
         weights, shift = whole_numbers(units / scale, FACTOR_BITS)
-        rows = lowering.constant(q.T.astype(np.int8))
+        weight = lowering.constant(q.T.astype(np.int8))
         parts = (lowering.constant(bias.astype(np.int32)), lowering.constant(weights.astype(np.int32)))
-        return product8(tensor, at, rows, *parts, target, depth, shift, out)
+        return product8(tensor, at, weight, *parts, target, depth, shift, out)
     if np.any(value.bias) or value.x.zero:
         raise NotInteger("MatMul of int16 with a bias")
     weights, shift = whole_numbers(units / scale, min(28, SUM_BITS - 30 - depth.bit_length()))
@@ -113,18 +114,27 @@ def matmul(lowering: Lowering, node: Any) -> Value:
     if isinstance(left, Wide) or isinstance(right, Wide):
         raise NotInteger("MatMul of what is not rounded")
     if isinstance(left, Ints) and isinstance(right, Fixed) and right.real.ndim <= 2:
-        columns, scales = right.real.reshape(right.shape[0], -1), right.scales
-        if scales is None and right.scale is not None:
-            scales = np.full(columns.shape[1], right.scale)
-        if scales is None:
-            raise NotInteger("MatMul with a float weight")
+        columns = right.real.reshape(right.shape[0], -1)
         shape = (*left.shape[:-1], *right.shape[1:])
-        return Product(shape, left, columns, scales, np.zeros(columns.shape[1]))
+        return Product(shape, left, columns, column_scales(right, 1), np.zeros(columns.shape[1]))
+    if isinstance(left, Fixed) and left.real.ndim == 2 and isinstance(right, Ints):
+        x = right.moved(np.swapaxes(right.places, -1, -2))
+        shape = (*right.shape[:-2], left.shape[0], right.shape[-1])
+        return Product(shape, x, left.real.T, column_scales(left, 0), np.zeros(left.shape[0]), turned=True)
     x, y = lowering.ints(left), lowering.ints(right)
     if (x.dtype, y.dtype) != ("int8", "int8"):
         raise NotInteger(f"MatMul of {x.dtype} with {y.dtype}, both computed in the step,")
     batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     return Pair((*batch, x.shape[-2], y.shape[-1]), x, y)
+
+
+def column_scales(weight: Fixed, axis: int) -> Array:
+    """The scales in which the rows or columns of a weight were stored."""
+    if weight.scales is not None and weight.axis == axis:
+        return weight.scales
+    if weight.scale is None:
+        raise NotInteger("MatMul with a float weight, or with one whose scales run along its sums")
+    return np.full(weight.shape[axis] if weight.real.ndim == 2 else 1, weight.scale)
 
 
 RULES = {"MatMul": matmul}

@@ -74,12 +74,11 @@ def stored(lowering: Lowering, node: Any) -> Fixed:
     q, scales = lowering.plain[node.input[0]].astype(np.float64), lowering.fixed(node.input[1])
     zeros = lowering.plain[node.input[2]].astype(np.float64) if len(node.input) > 2 else np.zeros(())
     if scales.size == 1:
-        scale = float(scales.reshape(()))
-        return Fixed((q - zeros) * scale, scale, np.full(q.shape[1:2] or 1, scale))
-    axis, shape = attribute(node, "axis", 1), [1] * q.ndim
+        return Fixed((q - zeros) * scales.reshape(()), float(scales.reshape(())))
+    axis, shape = attribute(node, "axis", 1) % q.ndim, [1] * q.ndim
     shape[axis] = -1
-    columns = scales.reshape(-1) if q.ndim == 2 and axis in (1, -1) else None
-    return Fixed((q - zeros.reshape(-1 if zeros.size == 1 else shape)) * scales.reshape(shape), None, columns)
+    real = (q - zeros.reshape(-1 if zeros.size == 1 else shape)) * scales.reshape(shape)
+    return Fixed(real, None, scales.reshape(-1) if q.ndim == 2 else None, axis)
 
 
 RULES = {"QuantizeLinear": quantize_linear, "DequantizeLinear": dequantize_linear}

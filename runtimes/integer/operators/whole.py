@@ -63,6 +63,19 @@ def as_float(x: Operand, y: Tensor) -> Operation:
 BOUNDS: dict[str, Callable[[Array], Array]] = {
     "Less": np.ceil, "GreaterOrEqual": np.ceil, "LessOrEqual": np.floor, "Greater": np.floor,
 }  # fmt: skip
+
+
+def total(left: Operand, right: Operand, sign: int, y: Tensor) -> Operation:
+    """A sum or a difference of counts."""
+
+    def statement(reads: Sequence[str]) -> str:
+        return f"w[i] = (int64_t){reads[0]} {'+' if sign > 0 else '-'} {reads[1]};"
+
+    return elementwise(
+        "count", [left, right], y, statement, lambda g: g[0].astype(np.int64) + sign * g[1].astype(np.int64)
+    )
+
+
 # --- rules -----------------------------------------------------------------------------------------------------------
 
 
@@ -82,6 +95,13 @@ def comparison(lowering: Lowering, node: Any) -> Value:
     shape = np.broadcast_shapes(*(value.shape for value in values))
     left, right = (lowering.operand(p, shape) for p in places)
     return Whole(lowering.add(compare(sign, function, left, right, lowering.result(shape, "int8"))), "int8")
+
+
+def added(lowering: Lowering, left: Value, right: Value, sign: int) -> Whole:
+    """Add or Sub of counts."""
+    shape = np.broadcast_shapes(left.shape, right.shape)
+    a, b = (lowering.operand(counted(lowering, value), shape) for value in (left, right))
+    return Whole(lowering.add(total(a, b, sign, lowering.result(shape, "int64"))), "int64")
 
 
 def counted(lowering: Lowering, value: Value) -> Array:

@@ -76,6 +76,27 @@ def dequantize(x: Operand, y: Tensor, scale: float) -> Operation:
     return elementwise("dequantize", [x], y, lambda reads: f"w[i] = (float){reads[0]} * {literal(step)};", compute)
 
 
+def sum_of_rows(x: Tensor, at: int, y: Tensor, count: int) -> Operation:
+    """The sum of every `count` neighbours, from the first to the last."""
+    rows = int(np.prod(y.shape))
+
+    def run(given: Sequence[Array]) -> Array:
+        columns = given[0][at : at + rows * count].reshape(rows, count).T
+        total = columns[0].copy()
+        for column in columns[1:]:
+            total += column
+        return total
+
+    c = f"""\
+int32_t i, k;
+for (i = 0; i < {rows}; ++i) {{
+    float sum = r0[{at} + i * {count}];
+    for (k = 1; k < {count}; ++k) sum += r0[{at} + i * {count} + k];
+    w[i] = sum;
+}}"""
+    return Operation("wide_sum", (x,), y, c, run)
+
+
 # --- rules -----------------------------------------------------------------------------------------------------------
 
 
