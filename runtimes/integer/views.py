@@ -54,10 +54,11 @@ def pieces(places: Array, corner: tuple[int, ...] | None = None) -> list[Piece] 
     whole = view(places)
     if whole is not None:
         return [Piece(corner, tuple(places.shape), whole)]
-    cuts = {axis: found for axis in range(places.ndim) if (found := breaks(places, axis))}
-    if not cuts:
+    cuts = {axis: breaks(places, axis) for axis in range(places.ndim)}
+    axes = [axis for axis, where in cuts.items() if where]
+    if not axes:
         return None
-    axis = min(cuts, key=lambda a: len(cuts[a]))
+    axis = min(axes, key=lambda a: len(cuts[a]))
     found: list[Piece] = []
     for start, end in zip([0, *cuts[axis]], [*cuts[axis], places.shape[axis]], strict=True):
         at = tuple(place + start * (other == axis) for other, place in enumerate(corner))

@@ -90,29 +90,30 @@ static __attribute__((noinline)) void four_sums(const int8_t *x, const int8_t *w
     sums[3] = s3;
 }
 
-void edgemem_product8(const int8_t *x, const int8_t *w, const int32_t *bias, const int32_t *factor, void *y,
-                      int32_t rows, int32_t outputs, int32_t depth, int32_t shift, const edgemem_out *out)
+void edgemem_product8(const int8_t *x, const int8_t *w, const int32_t *bias, const int32_t *factor,
+                      const int32_t *rest, void *y, int32_t rows, int32_t outputs, int32_t depth, int32_t shift,
+                      const edgemem_out *out)
 {
     const edgemem_out held = *out;
     int32_t r, n, k, sums[BLOCK];
     for (r = 0; r < rows; ++r, x += depth) {
         for (n = 0; n + BLOCK <= outputs; n += BLOCK) {
-            const int32_t *const f = factor + n;
+            const int32_t *const f = factor + n, *const e = rest + n;
             const int32_t at = r * outputs + n;
             sums[0] = bias[n];
             sums[1] = bias[n + 1];
             sums[2] = bias[n + 2];
             sums[3] = bias[n + 3];
             four_sums(x, w + n * depth, depth, sums);
-            edgemem_put(y, at, (int64_t)sums[0] * f[0], shift, &held);
-            edgemem_put(y, at + 1, (int64_t)sums[1] * f[1], shift, &held);
-            edgemem_put(y, at + 2, (int64_t)sums[2] * f[2], shift, &held);
-            edgemem_put(y, at + 3, (int64_t)sums[3] * f[3], shift, &held);
+            edgemem_put(y, at, (int64_t)sums[0] * f[0] + e[0], shift, &held);
+            edgemem_put(y, at + 1, (int64_t)sums[1] * f[1] + e[1], shift, &held);
+            edgemem_put(y, at + 2, (int64_t)sums[2] * f[2] + e[2], shift, &held);
+            edgemem_put(y, at + 3, (int64_t)sums[3] * f[3] + e[3], shift, &held);
         }
         for (; n < outputs; ++n) {
             int32_t sum = bias[n];
             for (k = 0; k < depth; ++k) sum += (int32_t)x[k] * w[n * depth + k];
-            edgemem_put(y, r * outputs + n, (int64_t)sum * factor[n], shift, &held);
+            edgemem_put(y, r * outputs + n, (int64_t)sum * factor[n] + rest[n], shift, &held);
         }
     }
 }

@@ -26,9 +26,13 @@ static inline void edgemem_put(void *y, int32_t i, int64_t value, int32_t shift,
     else ((int16_t *)y)[i] = (int16_t)v;
 }
 
-/* y[r][n] = (bias[n] + sum_k x[r][k] w[n][k]) * factor[n] * 2^-shift; x and w int8, sums in 32 bits. */
-void edgemem_product8(const int8_t *x, const int8_t *w, const int32_t *bias, const int32_t *factor, void *y,
-                      int32_t rows, int32_t outputs, int32_t depth, int32_t shift, const edgemem_out *out);
+/*
+ * y[r][n] = ((bias[n] + sum_k x[r][k] w[n][k]) * factor[n] + rest[n]) * 2^-shift; x and w int8, sums in 32 bits. `rest` is
+ * what the rounding of a bias to units of the sum has left.
+ */
+void edgemem_product8(const int8_t *x, const int8_t *w, const int32_t *bias, const int32_t *factor,
+                      const int32_t *rest, void *y, int32_t rows, int32_t outputs, int32_t depth, int32_t shift,
+                      const edgemem_out *out);
 
 /* The same for int16 on both sides, w[n][k]; sums in 64 bits. */
 void edgemem_product16(const int16_t *x, const int16_t *w, const int32_t *factor, void *y, int32_t rows,

@@ -40,7 +40,7 @@ RULES: Mapping[str, Callable[..., Any]] = {
     **moves.RULES,
     **rounding.RULES,
 }
-ROUNDED: Mapping[type, Callable[..., Any]] = {
+ROUNDED: Mapping[Any, Callable[..., Any]] = {
     **arithmetic.ROUNDED,
     **products.ROUNDED,
     **norms.ROUNDED,

@@ -1,6 +1,6 @@
 """Sigmoid, Tanh, Exp, Erf, Softplus: tables between whose entries results lie on straight lines.
 
-A table is as short as keeps every one of the 65,536 results within a step of the true one.
+A table is as short as keeps every one of the 65,536 results as near the true one as int16 allows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgemem.runtimes.integer.lower import Lowering
 
 WIDEST, NARROWEST = 12, 4  # bits of x between two entries: tables of 17 to 4097
-NEAR = 1.0  # steps of the result
+NEAR = 1.25  # steps of the result: half of one for an entry, half for the result, and the bend of the curve
 FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "Sigmoid": lambda x: 0.5 * (1.0 + np.tanh(0.5 * x)),
     "Tanh": np.tanh,

@@ -21,19 +21,20 @@ if TYPE_CHECKING:
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
 
-def product8(x: Tensor, at: int, w: Tensor, bias: Tensor, factor: Tensor, y: Tensor, depth: int, shift: int,
-             out: Out) -> Operation:  # fmt: skip
-    """int8 rows times int8 columns, stored [outputs, depth]."""
-    outputs = bias.shape[0]
+def product8(x: Tensor, at: int, w: Tensor, columns: tuple[Tensor, Tensor, Tensor], y: Tensor, depth: int,
+             shift: int, out: Out) -> Operation:  # fmt: skip
+    """int8 rows times int8 columns, stored [outputs, depth]; bias, factor and rest of each column."""
+    outputs = columns[0].shape[0]
     rows = int(np.prod(y.shape)) // outputs
 
     def run(given: Sequence[Array]) -> Array:
+        bias, factor, rest = (part.astype(np.int64) for part in given[2:])
         left = given[0][at : at + rows * depth].reshape(rows, depth).astype(np.int64)
-        sums = left @ given[1].reshape(outputs, depth).T.astype(np.int64) + given[2]
-        return out.put(sums * given[3].astype(np.int64), shift).reshape(-1)
+        sums = left @ given[1].reshape(outputs, depth).T.astype(np.int64) + bias
+        return out.put(sums * factor + rest, shift).reshape(-1)
 
-    c = f"{out.c()}\nedgemem_product8(r0 + {at}, r1, r2, r3, w, {rows}, {outputs}, {depth}, {shift}, &out);"
-    return Operation("product8", (x, w, bias, factor), y, c, run)
+    c = f"{out.c()}\nedgemem_product8(r0 + {at}, r1, r2, r3, r4, w, {rows}, {outputs}, {depth}, {shift}, &out);"
+    return Operation("product8", (x, w, *columns), y, c, run)
 
 
 def product16(x: Tensor, at: int, w: Tensor, factor: Tensor, y: Tensor, depth: int, shift: int, out: Out) -> Operation:
@@ -72,18 +73,20 @@ def pair(x: tuple[Tensor, int], columns: tuple[Tensor, int], y: Tensor, extents:
 
 
 def rounded_product(lowering: Lowering, value: Product, scale: float, out: Out) -> Operation:
-    depth, (*lead, rows, columns) = value.w.shape[0], (1, *value.shape)
-    shape = (*lead, columns, rows) if value.turned else value.shape
+    depth, (*lead, rows, width) = value.w.shape[0], (1, *value.shape)
+    shape = (*lead, width, rows) if value.turned else value.shape
     target = lowering.result(shape, out.dtype)
     tensor, at = lowering.stretch(value.x.places)
     units = value.x.scale * value.scales
     q = np.rint(value.w / value.scales).astype(np.int64)
     if value.x.dtype == "int8":
-        bias = np.rint(value.bias / units) - value.x.zero * q.sum(axis=0)
         weights, shift = whole_numbers(units / scale, FACTOR_BITS)
+        bias = np.rint(value.bias / units)
+        rest = np.rint((value.bias / units - bias) * weights)  # what is left is less than half a unit of the sum
+        whole = (bias - value.x.zero * q.sum(axis=0), weights, rest)
+        columns = tuple(lowering.constant(part.astype(np.int32)) for part in whole)
         weight = lowering.constant(q.T.astype(np.int8))
-        parts = (lowering.constant(bias.astype(np.int32)), lowering.constant(weights.astype(np.int32)))
-        return product8(tensor, at, weight, *parts, target, depth, shift, out)
+        return product8(tensor, at, weight, (columns[0], columns[1], columns[2]), target, depth, shift, out)
     if np.any(value.bias) or value.x.zero:
         raise NotInteger("MatMul of int16 with a bias")
     weights, shift = whole_numbers(units / scale, min(28, SUM_BITS - 30 - depth.bit_length()))

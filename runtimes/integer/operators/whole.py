@@ -198,8 +198,8 @@ def chosen(lowering: Lowering, mask: Value, one: Array, other: Array, shape: tup
         return np.where(*np.broadcast_arrays(mask.real != 0, one, other))
     if not isinstance(mask, Whole):
         raise NotInteger("Where of a mask that is no comparison")
-    operands = [lowering.operand(places, shape) for places in (mask.places, one, other)]
-    return lowering.add(select(*operands, lowering.result(shape, dtype)))
+    when, a, b = (lowering.operand(places, shape) for places in (mask.places, one, other))
+    return lowering.add(select(when, a, b, lowering.result(shape, dtype)))
 
 
 RULES = {

@@ -59,8 +59,9 @@ def quantize(x: Tensor, at: int, y: Tensor, scale: float, out: Out) -> Operation
 
     def run(given: Sequence[Array]) -> Array:
         low, high = np.float32(out.low - out.zero), np.float32(out.high - out.zero)
-        value = np.clip(np.nan_to_num(given[0][at : at + count] / step, nan=low), low, high)
-        return (((value + ROUNDS) - ROUNDS).astype(np.int32) + out.zero).astype(out.dtype)
+        value = np.nan_to_num(given[0][at : at + count] / step, nan=float(low))
+        rounded: Array = (np.clip(value, low, high) + ROUNDS) - ROUNDS
+        return (rounded.astype(np.int32) + out.zero).astype(out.dtype)
 
     c = f"{out.c()}\nedgemem_quantize(r0 + {at}, w, {count}, {literal(step)}, &out);"
     return Operation("quantize", (x,), y, c, run)
@@ -81,8 +82,8 @@ def sum_of_rows(x: Tensor, at: int, y: Tensor, count: int) -> Operation:
     rows = int(np.prod(y.shape))
 
     def run(given: Sequence[Array]) -> Array:
-        columns = given[0][at : at + rows * count].reshape(rows, count).T
-        total = columns[0].copy()
+        columns: Array = given[0][at : at + rows * count].reshape(rows, count).T
+        total: Array = columns[0].copy()
         for column in columns[1:]:
             total += column
         return total
