@@ -40,7 +40,7 @@ RULES: Mapping[str, Callable[..., Any]] = {
     **moves.RULES,
     **rounding.RULES,
 }
-ROUNDED: Mapping[Any, Callable[..., Any]] = {
+ROUNDED: Mapping[type, Callable[..., Any]] = {
     **arithmetic.ROUNDED,
     **products.ROUNDED,
     **norms.ROUNDED,

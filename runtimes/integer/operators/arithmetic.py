@@ -288,4 +288,9 @@ RULES = {
     "Add": add, "Sub": subtract, "Neg": negate, "Mul": multiply, "Div": divide, "ReduceSum": reduce_sum,
     "ReduceMean": reduce_sum, "Sqrt": square_root, "Relu": relu,
 }  # fmt: skip
-ROUNDED = {Terms: rounded_terms, Quotient: rounded_quotient, RowSum: rounded_row_sum, Root: rounded_root}
+ROUNDED: dict[type, Any] = {
+    Terms: rounded_terms,
+    Quotient: rounded_quotient,
+    RowSum: rounded_row_sum,
+    Root: rounded_root,
+}

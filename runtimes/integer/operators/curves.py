@@ -94,4 +94,4 @@ def rule(lowering: Lowering, node: Any) -> Value:
 
 
 RULES = dict.fromkeys(FUNCTIONS, rule)
-ROUNDED = {Curve: rounded_curve}
+ROUNDED: dict[type, Any] = {Curve: rounded_curve}

@@ -119,4 +119,4 @@ def softmax_rule(lowering: Lowering, node: Any) -> Value:
 
 
 RULES = {"LayerNormalization": layer_normalization, "Softmax": softmax_rule}
-ROUNDED = {Norm: rounded_norm, Softmax: rounded_softmax}
+ROUNDED: dict[type, Any] = {Norm: rounded_norm, Softmax: rounded_softmax}

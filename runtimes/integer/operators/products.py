@@ -141,4 +141,4 @@ def column_scales(weight: Fixed, axis: int) -> Array:
 
 
 RULES = {"MatMul": matmul}
-ROUNDED = {Product: rounded_product, Pair: rounded_pair}
+ROUNDED: dict[type, Any] = {Product: rounded_product, Pair: rounded_pair}

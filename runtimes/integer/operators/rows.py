@@ -6,7 +6,7 @@ Gather(W, i)                                  rows rounded beforehand to what th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -94,4 +94,4 @@ def as_ints(lowering: Lowering, value: Rows) -> Ints:
     return Ints(places.reshape(value.shape), "int16", value.scale, 0)
 
 
-ROUNDED = {Rows: rounded_rows}
+ROUNDED: dict[type, Any] = {Rows: rounded_rows}
