@@ -80,7 +80,8 @@ def tensors_inside(module: nn.Module) -> Iterator[tuple[str, tuple[int, bytes]]]
     for path, child in module.named_modules():
         for name, value in (*vars(child).items(), *child._buffers.items()):
             if isinstance(value, Tensor):
-                yield f"{path}.{name}" if path else name, (id(value), value.detach().cpu().numpy().tobytes())
+                content = value.detach().cpu().reshape(-1).view(torch.uint8).numpy()  # of types that NumPy lacks, too
+                yield f"{path}.{name}" if path else name, (id(value), content.tobytes())
 
 
 def attribute_hint(module: nn.Module) -> str:

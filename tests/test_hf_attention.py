@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -14,7 +12,7 @@ from edgemem.export.hf.decoder import BoundedStream
 from edgemem.module import scan
 from tests import hf_models as hf
 
-NAMES = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
+NAMES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "lfm2", "qwen3_next")
 ROOMY = {"window": 252, "sinks": 4}  # nothing leaves
 SMALL = [
     {"window": 9, "sinks": 3},
@@ -55,7 +53,7 @@ def test_a_cache_of_transformers_goes_on_as_a_stream(name: str) -> None:
 
 
 @pytest.mark.parametrize("settings", SMALL)
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "lfm2", "qwen3_next"])
 def test_a_full_cache_keeps_what_its_rule_says(name: str, settings: dict[str, object]) -> None:
     stream = stream_of(name, **settings)
     hf.check_step_equals_forward(stream)
@@ -64,9 +62,22 @@ def test_a_full_cache_keeps_what_its_rule_says(name: str, settings: dict[str, ob
         assert float((stream(x) - stream.model(input_ids=x).logits)[:, 40:].abs().max()) > 1e-2  # something has left
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "lfm2", "qwen3_next"])
 def test_every_state_matters(name: str) -> None:
     hf.check_every_state_matters(stream_of(name, window=64, sinks=2))  # not full: `seen` matters while it counts
+
+
+@pytest.mark.parametrize("window", [0, 12])
+def test_local_attention_is_that_of_the_model(window: int) -> None:
+    stream = stream_of("recurrent_gemma", window=window)
+    hf.check_step_equals_forward(stream)
+    if window == 0:  # not full: `seen` matters while it counts
+        hf.check_every_state_matters(stream)
+    x = hf.tokens(64)
+    with torch.no_grad():
+        assert window == 0 or float((stream(x) - stream_of("recurrent_gemma")(x)).abs().max()) > 1e-2
+    with pytest.raises(ConfigError, match="window = 251 is more than attention_window_size = 250"):
+        stream_of("recurrent_gemma", window=251)
 
 
 def test_the_whole_form_of_a_window_is_that_of_a_list() -> None:
@@ -90,13 +101,6 @@ def turn(places: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     angles = places[..., None] * 100.0 ** (-torch.arange(width // 2) / (width // 2))
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
-
-
-@pytest.mark.parametrize(
-    ("name", "settings"), [("llama", {}), ("qwen2", SMALL[2]), ("gpt2", SMALL[0]), ("qwen3", SMALL[0])]
-)
-def test_a_file_is_verified_against_the_model_rebuilt(name: str, settings: dict[str, object], tmp_path: Path) -> None:
-    hf.check_file(name, tmp_path, **settings)
 
 
 def test_settings_that_cannot_work_are_refused() -> None:

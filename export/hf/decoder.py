@@ -10,7 +10,7 @@ attention over all tokens at once from there on (`edgemem.export.hf.bounded`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ Mix = Callable[[int, Tensor], Tensor]  # layer, x [..., width] to [..., width]: 
 class BoundedStream(CausalStream):
     """A model with attention in some of its layers, the caches of which are bounded."""
 
-    settings_type = BoundedSettings
+    settings_type: ClassVar[type] = BoundedSettings
 
     def __init__(self, model: Any, settings: BoundedSettings, encoding: str | None = None) -> None:
         super().__init__(model, settings, encoding)
@@ -60,7 +60,7 @@ class BoundedStream(CausalStream):
         raise NotImplementedError
 
     def mixed(self, layer: int, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """A frame x [batch, width] through a layer without attention, and its states after it."""
+        """A frame x [batch, width] through a layer without attention, and its states after it; `seen` is there too."""
         raise NotImplementedError(f"layer {layer} of {type(self).__name__} has no attention")
 
     def mixed_whole(self, layer: int, x: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class BoundedStream(CausalStream):
             return y
 
         def mix(layer: int, u: Tensor) -> Tensor:
-            y, states = self.mixed(layer, u, part(state, f"layers.{layer}"))
+            y, states = self.mixed(layer, u, {**part(state, f"layers.{layer}"), "seen": state["seen"]})
             after.update(prefixed(f"layers.{layer}", states))
             return y
 

@@ -18,7 +18,17 @@ from edgemem.errors import ConfigError
 from edgemem.export.hf.stream import CausalStream
 from edgemem.text import nearest
 
-FILES = ("rwkv", "mamba", "mamba2", "decoder", "gpt2")  # each declares one or more architectures
+FILES = (
+    "rwkv",
+    "mamba",
+    "mamba2",
+    "xlstm",
+    "decoder",
+    "gpt2",
+    "lfm2",
+    "qwen3_next",
+    "recurrent_gemma",
+)  # each declares one or more architectures
 EXPORTER = "edgemem"
 TASK = "text-generation"
 Stream = TypeVar("Stream", bound=CausalStream)
