@@ -22,9 +22,10 @@ import numpy as np
 from edgemem import schema
 from edgemem.compare import Comparison
 from edgemem.contract import Json
-from edgemem.errors import ContractError
+from edgemem.errors import ContractError, ModelFileError
 from edgemem.program import Array, Program, StateBlock
 from edgemem.schema import Record, SchemaError
+from edgemem.text import first_line
 from edgemem.trial import random_input
 
 if TYPE_CHECKING:
@@ -143,8 +144,31 @@ class ForeignProgram(Program):
         self._start = dict(start)
         self._session = session(path)
         kinds = {port.name: (port.type, port.shape) for port in self._session.get_inputs()}
+        self._check_names(path, set(kinds))
         constants = self.adoption.constants.items()
         self._constants = {name: constant(value, *kinds[name]) for name, value in constants}
+
+    def _check_names(self, path: Path, inputs: set[str]) -> None:
+        """Refuse an adoption of tensors that the contract or the foreign file has not.
+
+        Raises:
+            ContractError: naming the first of them.
+        """
+        found, contract = self.adoption, self.contract
+        outputs = {port.name for port in self._session.get_outputs()}
+        for names, there, what in (
+            ([p.name for p in found.inputs], {p.name for p in contract.inputs}, "the contract has no input"),
+            ([p.name for p in found.outputs], {p.name for p in contract.outputs}, "the contract has no output"),
+            ([p.name for p in found.states], {s.name for s in contract.states}, "the contract has no state"),
+            ([n + TAIL for n in found.tails], {s.name for s in contract.states}, "the contract has no state"),
+            ([*(p.foreign for p in found.inputs), *(p.input for p in found.states), *found.constants], inputs,
+             f"{path} has no input"),
+            ([*(p.foreign for p in found.outputs), *(p.output for p in found.states)], outputs,
+             f"{path} has no output"),
+        ):  # fmt: skip
+            odd = next((name for name in names if name not in there), None)
+            if odd is not None:
+                raise ContractError(f"contract field model.config.{KEY}: {what} {odd}; adopt the file again")
 
     def new_state(self) -> ForeignState:
         return ForeignState(self._start)
@@ -163,10 +187,25 @@ class ForeignProgram(Program):
         for pair in self.adoption.states:
             feeds[pair.input] = to_foreign(state.tensors[pair.name], pair.axes, STATE)
         names = [port.foreign for port in self.adoption.outputs] + [pair.output for pair in self.adoption.states]
-        found = dict(zip(names, self._session.run(names, feeds), strict=True))
+        found = dict(zip(names, self._run(names, feeds), strict=True))
         after |= {pair.name: to_contract(found[pair.output], pair.axes, STATE) for pair in self.adoption.states}
         state.set(after)
         return {port.name: to_contract(found[port.foreign], port.axes, PORT) for port in self.adoption.outputs}
+
+    def _run(self, names: list[str], feeds: dict[str, Array]) -> list[Array]:
+        """Some outputs of the foreign file.
+
+        Raises:
+            ModelFileError: it cannot compute them from inputs of these sizes.
+        """
+        try:
+            found: list[Array] = self._session.run(names, feeds)
+        except Exception as error:  # onnxruntime's errors have no common base outside its private module
+            shown = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+            raise ModelFileError(
+                f"the foreign file cannot take {shown} ({first_line(error)}); say other sizes by --set or --chunk"
+            ) from error
+        return found
 
     def whole(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """What a file of whole sequences gives for one: inputs [1, frames, *features] to rows [1, rows, *features]."""
@@ -179,7 +218,7 @@ class ForeignProgram(Program):
         for pair in self.adoption.states:
             feeds[pair.input] = to_foreign(self._start[pair.name], pair.axes, STATE)
         names = [port.foreign for port in self.adoption.outputs]
-        found = self._session.run(names, feeds)
+        found = self._run(names, feeds)
         return {
             port.name: to_contract(array, port.axes, PORT)
             for port, array in zip(self.adoption.outputs, found, strict=True)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
@@ -114,6 +114,7 @@ def test_written_out_as_onnxruntime_computes(case: dict[str, Any]) -> None:
     names = [value.name for value in proto.graph.output]
     wanted = session(proto.SerializeToString()).run(names, feeds)
     came = session(found.SerializeToString()).run(names, feeds)
+    assume(all(np.isfinite(w).all() for w in wanted))  # onnxruntime's Softplus overflows where its result does not
     for name, w, c in zip(names, wanted, came, strict=True):
         np.testing.assert_allclose(c, w, rtol=CLOSE, atol=CLOSE, err_msg=name)
 

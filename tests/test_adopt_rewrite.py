@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from edgemem.errors import ExportError
+from edgemem.export.adopt import adopt
 from edgemem.export.adopt.freeze import Freezer
 from edgemem.export.adopt.rewrite import REWRITES
 from edgemem.runtimes.ort import session
+from edgemem.verify import verify
 
 FLOAT = TensorProto.FLOAT
 Feeds = dict[str, np.ndarray]
@@ -57,6 +60,47 @@ def check(proto: onnx.ModelProto, feeds: Feeds, gone: str, close: float = 1e-5) 
 
 def floats(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.normal(size=shape).astype(np.float32)
+
+
+def test_written_out_steps_compile(tmp_path: Path) -> None:
+    """A gated delta layer behind its convolution, a scan, and products in four bits and in integers, in one step."""
+    pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
+    rng = np.random.default_rng(17)
+    node = helper.make_node
+    nodes = [
+        node("Transpose", ["x"], ["xt"], perm=[0, 2, 1]),
+        node("CausalConvWithState", ["xt", "kernel", "", "past_conv"], ["conv", "present_conv"], activation="silu"),
+        node("Transpose", ["conv"], ["u"], perm=[0, 2, 1]),
+        *(node("MatMul", ["u", f"w{name}"], [name]) for name in ("q", "k", "v", "b0")),
+        node("Sigmoid", ["b0"], ["b"]),
+        node("Neg", ["b"], ["g"]),
+        node("LinearAttention", ["q", "k", "v", "past_memory", "g", "b"], ["read", "present_memory"], q_num_heads=4,
+             kv_num_heads=2, update_rule="gated_delta"),
+        node("MatMulNBits", ["read", "B", "scale"], ["z"], domain="com.microsoft", K=32, N=3, bits=4, block_size=32),
+        node("QuantizeLinear", ["z", "sa", "za"], ["qz"]),
+        node("QLinearMatMul", ["qz", "sa", "za", "Q", "sb", "zb", "sy", "za"], ["qy"]),
+        node("DequantizeLinear", ["qy", "sy", "za"], ["wide"]),
+        node("Tanh", ["wide"], ["rows"]),
+        node("Squeeze", ["rows", "zero"], ["flat"]),
+        node("Squeeze", ["past_sum", "zero"], ["start"]),
+    ]  # fmt: skip
+    scan = cumulative(0, 0)
+    scan.input[1], scan.output[0], scan.output[1] = "flat", "sum", "out"
+    nodes += [scan, node("Unsqueeze", ["sum", "zero"], ["present_sum"]), node("Unsqueeze", ["out", "zero"], ["y"])]
+    constants = {
+        "kernel": floats(rng, 6, 1, 4), "wq": floats(rng, 6, 16) / 4, "wk": floats(rng, 6, 8) / 4, "w": floats(rng, 3),
+        "wv": floats(rng, 6, 16), "wb0": floats(rng, 6, 2), "B": rng.integers(0, 256, (3, 1, 16)).astype(np.uint8),
+        "scale": np.full((3, 1), 0.05, np.float32), "sa": np.array(0.02, np.float32), "za": np.array(3, np.int8),
+        "Q": rng.integers(-127, 128, (3, 3)).astype(np.int8), "sb": np.array(0.01, np.float32),
+        "zb": np.array(0, np.int8), "sy": np.array(0.03, np.float32), "zero": np.array([0]),
+    }  # fmt: skip
+    shapes = {"x": (1, 2, 6), "past_conv": (1, 6, 3), "past_memory": (1, 2, 4, 8), "past_sum": (1, 3)}
+    feeds = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    outputs = ["y", "present_conv", "present_memory", "present_sum"]
+    onnx.save(model(nodes, feeds, outputs, constants, 27), tmp_path / "f.onnx")
+    adopt(tmp_path / "f.onnx", tmp_path / "m.onnx", steps=32)
+    report = verify(tmp_path / "m.onnx", 32, ("ort", "aot"), reference=tmp_path / "f.onnx")
+    assert report.ok, report
 
 
 @settings(max_examples=25)

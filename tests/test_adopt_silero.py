@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 import edgemem
 from edgemem.cli.main import cli
-from edgemem.errors import ContractError
+from edgemem.errors import ContractError, EdgememError
 from edgemem.verify import verify
 
 DEMO = Path(edgemem.__file__).parent / "tasks" / "data" / "demo.wav"
@@ -128,6 +128,31 @@ def test_verify_holds_without_and_with_the_foreign_file(vad: Path, program: Path
 def test_verify_refuses_another_foreign_file(vad: Path) -> None:
     with pytest.raises(ContractError, match=r"is not the file that .* was adopted from: SHA-256"):
         verify(vad, 8, reference=silero("silero_vad_16k_op15.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [("silero_vad_16k_op15.onnx", RATE), ("silero_vad_op18_ifless.onnx", RATE), ("silero_vad_half.onnx", RATE),
+     ("silero_vad_openvino_16k.onnx", RATE), ("silero_vad.onnx", 8000)],
+)  # fmt: skip
+def test_its_other_files_and_rate(name: str, rate: int, tmp_path: Path) -> None:
+    """Adoption compares each with its foreign file; what it heard is the same."""
+    options = (
+        [] if rate == RATE else ["--set", "sr=8000", "--set", "input.1=288", "--tail", "input=32", "--sound", "8000"]
+    )
+    result = CliRunner().invoke(cli, ["adopt", str(silero(name)), "-o", str(tmp_path / "m.onnx"), *options])
+    assert result.exit_code == 0, result.output
+    contract = edgemem.load(tmp_path / "m.onnx").contract
+    row = ROW * rate // RATE
+    assert contract.inputs[0].shape == (1, 1, row) and contract.states[1].shape == (1, 1, row // 8)
+    assert contract.seconds_per_frame == row / rate
+
+
+def test_steps_that_the_foreign_file_refuses(tmp_path: Path) -> None:
+    options = ["--set", "input.1=65", "--tail", "input=64"]
+    result = CliRunner().invoke(cli, ["adopt", str(silero()), "-o", str(tmp_path / "m.onnx"), *options])
+    assert isinstance(result.exception, EdgememError), result.output
+    assert not list(tmp_path.iterdir())
 
 
 def test_snapshots_hold_waiting_samples(vad: Path, sound: np.ndarray) -> None:

@@ -36,12 +36,14 @@ def command(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Compare FILE, step by step, with the torch module rebuilt from it (or with the file it was made from).
+    """Compare FILE, step by step, with the torch module rebuilt from it, or with the file it was made from: the parent
+    of a quantized file, the foreign file of an adopted one.
 
     \b
     edgemem verify r.onnx --steps 10000
     edgemem verify r.onnx --runtime ort --runtime aot --board rpi4 --board visionfive2
     edgemem verify q.onnx --reference r.onnx --json
+    edgemem verify vad.onnx --reference silero_vad.onnx --runtime ort --runtime aot
     edgemem verify k.onnx --board mps2_an386 --board mps2_an500 --steps 200 --json
 
     Error and what is allowed are those of the tensor that comes nearest to its tolerance. Of a quantized file, what is

@@ -70,10 +70,10 @@ def adopt(
 def opened(path: Path, request: Request) -> Draft:
     """The file, and what is known of it before anything is computed."""
     model = source.opened(path)
-    found = known.recognised(model.graph)
-    draft = Draft(path, model, request if found is None else request.over(found.request))
+    found = known.recognised(model.graph, request.sets)
+    draft = Draft(path, model, request if found is None else request.over(found[1]))
     if found is not None:
-        draft.say("model", found.title, "sure", f"its inputs and outputs; run as {found.source} does")
+        draft.say("model", found[0].title, "sure", f"its inputs and outputs; run as {found[0].source} does")
     draft.outputs = [value.name or f"output_{i}" for i, value in enumerate(model.graph.outputs)]
     ports = [*model.graph.inputs, *model.graph.outputs]
     draft.names = {value.name or "": axes.symbols(value) for value in ports}

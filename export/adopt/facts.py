@@ -203,7 +203,7 @@ def state_facts(graph: ir.Graph, adoption: Adoption, starts: Mapping[str, Array]
         value = inputs[f"{name}_in"]
         dtype, said = dtype_of(value), request.ranges.get(foreign.get(name, ""))
         low, high = said or ((-1.0, 1.0) if dtype.startswith("float") else integer_span(starts.get(name)))
-        role: StateRole = "tail" if name not in foreign else role_of(name, dtype)
+        role: StateRole = "tail" if name not in foreign else role_of(foreign[name], dtype)
         found.append(
             StateFacts(
                 name=name,

@@ -1,13 +1,13 @@
 """Models that many people have, and what their own wrappers know that their files do not say.
 
-An entry is recognised by the names, dtypes and shapes of the file's inputs and outputs (None is a dynamic axis).
+An entry is recognised by the names, dtypes and shapes of the file's inputs and outputs (None is any size, or none).
 What the user says goes before what stands here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -37,29 +37,44 @@ SILERO = Request(
     sound=16_000,
     name="silero-vad",
 )
+SILERO_INPUTS: dict[str, tuple[str, Shape]] = {"input": ("FLOAT", (None, None)), "state": ("FLOAT", (2, None, 128))}
+RATE: dict[str, tuple[str, Shape]] = {"sr": ("INT64", ())}
+TITLE = "Silero VAD at 16 kHz"
 MODELS = (
-    Known(
-        "Silero VAD at 16 kHz",
-        SILERO_SOURCE,
-        {
-            "input": ("FLOAT", (None, None)),
-            "state": ("FLOAT", (2, None, 128)),
-            "sr": ("INT64", ()),
-        },
-        ("output", "stateN"),
-        SILERO,
-    ),
+    Known(TITLE, SILERO_SOURCE, SILERO_INPUTS | RATE, ("output", "stateN"), SILERO),
+    Known(TITLE, SILERO_SOURCE, SILERO_INPUTS, ("output", "stateN"), SILERO),
 )
 
 
-def recognised(graph: ir.Graph) -> Known | None:
-    """The entry that a graph fits, if there is one."""
-    inputs = {
-        value.name: (
-            value.dtype.name if value.dtype else "",
-            tuple(s if isinstance(s, int) else None for s in value.shape or ()),
-        )
-        for value in graph.inputs
-    }
+def recognised(graph: ir.Graph, said: Mapping[str, str]) -> tuple[Known, Request] | None:
+    """The entry that a graph fits, if there is one, and what of it neither the graph nor the user (`said`) says."""
+    inputs = {value.name or "": value for value in graph.inputs}
     outputs = tuple(value.name for value in graph.outputs)
-    return next((known for known in MODELS if dict(known.inputs) == inputs and known.outputs == outputs), None)
+    for known in MODELS:
+        if set(known.inputs) != set(inputs) or known.outputs != outputs:
+            continue
+        if all(fits(inputs[name], *known.inputs[name]) for name in inputs):
+            sets = {k: v for k, v in known.request.sets.items() if k in inputs or is_open(inputs, k, said)}
+            return known, replace(known.request, sets=sets)
+    return None
+
+
+def fits(value: ir.Value, dtype: str, shape: Shape) -> bool:
+    """Whether an input is of a dtype and shape."""
+    sizes = list(value.shape or ())
+    wanted = zip(sizes, shape, strict=False)
+    return (
+        value.dtype is not None
+        and value.dtype.name == dtype
+        and len(sizes) == len(shape)
+        and all(b is None or a == b for a, b in wanted)
+    )
+
+
+def is_open(inputs: Mapping[str, ir.Value], key: str, said: Mapping[str, str]) -> bool:
+    """Whether INPUT.AXIS names an axis without a size, and the user has given none to its symbol."""
+    name, _, axis = key.rpartition(".")
+    if name not in inputs:
+        return False
+    size = (inputs[name].shape or ())[int(axis)]
+    return isinstance(size, ir.SymbolicDim) and str(size.value) not in said

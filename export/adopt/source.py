@@ -36,6 +36,7 @@ def opened(path: Path) -> ir.Model:
         raise ModelFileError(f"{path} cannot be read as a model ({first_line(error)}); export it again") from error
     check_tensors(path, model)
     check_operators(path, model)
+    ir.external_data.load_to_model(model)
     ir.passes.common.RemoveInitializersFromInputsPass()(model)
     return model
 
