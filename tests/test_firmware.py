@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,12 @@ from click.testing import CliRunner
 import edgemem
 from edgemem.boards import board
 from edgemem.cli.main import cli
-from edgemem.errors import BudgetError, CheckFailed, ConfigError, MissingDependency, StreamError
-from edgemem.runtimes.firmware import build, elf
+from edgemem.errors import CheckFailed, ConfigError, MissingDependency, StreamError
+from edgemem.runtimes.firmware import budget, build, elf
 from edgemem.runtimes.firmware.emulator import Session
 from edgemem.trial import poisoned, random_inputs, random_state, trial
 from tests.aot_programs import compiled, model_file
+from tests.firmware import manifest, needs
 
 CASES = (
     ("mps2_an500", "kws-lmuformer"),
@@ -31,16 +33,6 @@ CASES = (
     ("mps3_an547", "folding"),
 )
 NONE, CUT = 1, 2  # codes of snapshot.h
-
-
-def needs(name: str) -> None:
-    """Skip where the board's compiler, its C library, Make or its emulator is missing."""
-    for tool in ("make", board(name).compiler, *board(name).emulator[:1]):
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed: make boards")
-    command = [board(name).compiler, *board(name).compiler_flags, "-E", "-x", "c", "-"]
-    if subprocess.run(command, input=b"#include <string.h>\n", capture_output=True).returncode:
-        pytest.skip(f"the C library for {name} is not installed: make boards")
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +53,6 @@ def built(files: Path, on: str, name: str) -> Path:
     if not folder.exists():
         compiled(model(files, name), folder, on)
     return folder
-
-
-def manifest(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "manifest.json").read_text())
 
 
 @pytest.mark.parametrize(("on", "name"), CASES)
@@ -128,8 +116,9 @@ def test_a_wrong_weight_fails_the_self_test(files: Path, tmp_path: Path) -> None
         facts = manifest(folder)
         facts["files"]["firmware.elf"] = hashlib.sha256((folder / "firmware.elf").read_bytes()).hexdigest()
         (folder / "manifest.json").write_text(json.dumps(facts))
-        with pytest.raises(CheckFailed, match=r"self-test failed: FAIL"):
+        with pytest.raises(CheckFailed, match=r"self-test failed: FAIL") as caught:
             edgemem.load(folder).new_state()
+        assert caught.value.exit_code == 1
 
 
 def flipped(path: Path) -> None:
@@ -223,9 +212,62 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(files: 
     for field, value in (("name", '"tiny"'), ("flash_bytes", "16384"), ("ram_bytes", "8192")):
         text = re.sub(rf"^{field} = .*$", f"{field} = {value}", text, flags=re.MULTILINE)
     small.write_text(text)
-    with pytest.raises(BudgetError, match=r"rwkv4 does not fit tiny: \d+ bytes of flash needed, 16384 on the board"):
-        compiled(model(files, "rwkv4"), tmp_path / "fw", str(small))
+    command = ["compile", str(model(files, "rwkv4")), "--board", str(small), "-o", str(tmp_path / "fw")]
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 2
+    said = re.search(
+        r"rwkv4 does not fit tiny: (\d+) bytes of flash needed, 16384 on the board \((.*)\)\. (.+)",
+        " ".join(done.stderr.split()),
+    )
+    assert said is not None and int(said[1]) > 16384, done.stderr
+    assert re.fullmatch(r"code .+, weights .+, test vectors .+, snapshots .+", said[2])
     assert not (tmp_path / "fw").exists()
+
+
+@pytest.mark.parametrize(
+    ("what", "excess", "scheme", "advice"),
+    [
+        ("flash", 40_000, "none", "With --scheme f16 its weights take about 48.8 KiB."),
+        ("flash", 60_000, "none", "With --scheme w8 its weights take about 25.4 KiB."),
+        ("flash", 88_000, "none", "With --scheme vq:dim=4,codes=256 its weights take about 9.8 KiB."),
+        ("flash", 50_000, "w8a8", "With --scheme vq:dim=4,codes=256, made from the float file, its weights take about"),
+        ("flash", 95_000, "none", "Its weights have to be 20.0 times smaller: take a smaller width or fewer layers."),
+        ("flash", 200_000, "none", "Code and snapshots alone are too large: take another board."),
+        ("RAM", 100, "none", "Quantized with --state i16, the states that may be narrow take"),
+        ("RAM", 12_000, "none", "With --scheme w8a8 states and arena are int16, half as large, where its step runs in"),
+        ("RAM", 99_000, "none", "Take a smaller width, fewer layers or another board."),
+        ("RAM", 12_000, "w8", "Take a smaller width, fewer layers or another board."),
+    ],
+)
+def test_the_mildest_change_that_would_fit_is_named(
+    files: Path, what: str, excess: int, scheme: str, advice: str
+) -> None:
+    """For 100 kB of weights, and for states of a few hundred bytes with 30 kB of state and arena."""
+    from edgemem.modelfile import open_model
+
+    contract = open_model(model(files, "kws-lmuformer")).contract.model_copy(update={"quant": {"scheme": scheme}})
+    program: Any = SimpleNamespace(model=SimpleNamespace(contract=contract), kernels=None)
+    parts = {"weights": 100_000, "state": 15_000, "arena": 15_000, "io": 100}
+    assert budget.advice(program, what, parts, excess).startswith(advice)
+
+
+def test_states_in_few_bits_run_on_a_board(files: Path, tmp_path: Path) -> None:
+    """int8 states in their place in RAM; outputs and states are those of onnxruntime on the same file."""
+    from edgemem.quant import quantize
+
+    needs("mps2_an386")
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", rng.standard_normal((64, 8)).astype(np.float32))
+    quantize(model(files, "kws-lmuformer"), tmp_path / "q.onnx", "w8", smallest=16, state="i8", steps=8,
+             calibrate=tmp_path / "x.npy")  # fmt: skip
+    compiled(tmp_path / "q.onnx", tmp_path / "fw", "mps2_an386")
+    program = edgemem.load(tmp_path / "fw")
+    narrow = [s for s in program.contract.states if s.dtype == "int8"]
+    assert len(narrow) >= 4
+    wide = manifest(built(files, "mps2_an386", "kws-lmuformer"))["bytes"]["state"]
+    assert manifest(tmp_path / "fw")["bytes"]["state"] < wide / 2
+    found = trial(edgemem.load(tmp_path / "q.onnx"), program, 32)
+    assert found.holds, found.first_divergence
 
 
 def test_without_its_compiler_or_emulator_a_board_says_what_installs_them(

@@ -14,14 +14,18 @@ import edgemem
 from edgemem.errors import SnapshotError, UsageError
 from edgemem.runtimes.firmware import flash
 from edgemem.trial import random_inputs, random_state
-from tests.test_firmware import manifest, needs
-from tests.test_integer import spotter  # noqa: F401
+from tests.firmware import integer_spotter, manifest, needs
 
 BOARDS = ("mps2_an386", "microbit")  # memory that behaves like flash, and the flash controller of Nordic's chips
 
 
+@pytest.fixture(scope="module")
+def spotter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return integer_spotter(tmp_path_factory.mktemp("flash"))
+
+
 @pytest.fixture(scope="module", params=BOARDS)
-def firmware(request: pytest.FixtureRequest, spotter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def firmware(request: pytest.FixtureRequest, spotter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from edgemem.boards import board
     from edgemem.runtimes.aot.compiler import compile_model
 
@@ -36,7 +40,7 @@ def inputs_of(program: Any, count: int) -> list[dict[str, Any]]:
     return [random_inputs(program.contract, rng) for _ in range(count)]
 
 
-def test_a_state_of_the_host_starts_the_device_and_goes_back(firmware: Path, spotter: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_state_of_the_host_starts_the_device_and_goes_back(firmware: Path, spotter: Path, tmp_path: Path) -> None:
     """Host, flash file, device, flash file, host: the same bytes as a run that nothing interrupted."""
     from edgemem.runtimes.integer.reference import IntegerProgram
 
@@ -115,7 +119,7 @@ def as_kept(facts: dict[str, Any], states: dict[str, Any]) -> dict[str, Any]:
     return as_float(as_integers(states, scales), scales)
 
 
-def test_what_cannot_be_put_into_flash_is_refused(firmware: Path, spotter: Path) -> None:  # noqa: F811
+def test_what_cannot_be_put_into_flash_is_refused(firmware: Path, spotter: Path) -> None:
     from edgemem.runtimes.integer.reference import IntegerProgram
 
     facts, stream = manifest(firmware), IntegerProgram(spotter).stream()

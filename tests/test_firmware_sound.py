@@ -15,7 +15,7 @@ from edgemem.runner import softmax
 from edgemem.runtimes.firmware import build
 from edgemem.runtimes.firmware.emulator import Session, command_of
 from edgemem.tasks.kws import Detector
-from tests.test_firmware import manifest, needs
+from tests.firmware import manifest, needs
 
 pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
 # FPU and the front end in float32; without one, in fixed point: with and without products of 64 bits.
@@ -24,17 +24,15 @@ SAID = re.compile(r"(\d+\.\d\d) s (\w+) ([01]\.\d\d)")
 # Features that differ by a rounding may fall on either side of a step of int8 in the first product, and what follows
 # remembers that: of the logits' range.
 ROWS_BOUND = 0.02
+A_ROW = 0.03  # seconds: a score at the threshold may reach it a row earlier or later; hundredths are cut off
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The spotter that ships for microcontrollers, in integers."""
     from edgemem.export import export_model
-    from edgemem.models import spec
     from edgemem.quant import quantize
 
-    if spec("kws-tiny").checkpoint is None:
-        pytest.skip("kws-tiny has no weights yet")
     folder = tmp_path_factory.mktemp("tiny")
     export_model("kws-tiny", folder / "t.onnx")
     quantize(folder / "t.onnx", folder / "t8.onnx", "w8a8", smallest=64, steps=64)
@@ -69,12 +67,9 @@ def test_firmware_hears_what_a_stream_hears(tiny: Path, heard: tuple[Any, list[A
     build.make(tmp_path / "fw", "clip.elf", "EXTRA=-Werror")
     said = [SAID.fullmatch(line) for line in lines(on, tmp_path / "fw" / "clip.elf", "end")]
     came = [(match[1], match[2], float(match[3])) for match in said if match is not None]
-    assert [(t, label) for t, label, _ in came] == [
-        (f"{int(d.time * 100 + 1e-6) / 100:.2f}", d.label) for d in detections
-    ]
-    assert len(came) >= 2
-    for (_, _, score), wanted in zip(came, detections, strict=True):
-        assert abs(score - wanted.score) < 0.03
+    assert [label for _, label, _ in came] == [d.label for d in detections] and len(came) >= 2
+    for (time, _, score), wanted in zip(came, detections, strict=True):
+        assert abs(float(time) - wanted.time) <= A_ROW and abs(score - wanted.score) < 0.05
     (tmp_path / "fw" / "examples" / "clip.c").write_text((Path(__file__).parent / "firmware_c" / "rows.c").read_text())
     build.make(tmp_path / "fw", "clip.elf", "EXTRA=-Werror")
     session = Session(command_of(board(on), tmp_path / "fw" / "clip.elf"))

@@ -11,7 +11,7 @@ import edgemem
 from edgemem.boards import board
 from edgemem.modelfile import open_model
 from edgemem.trial import trial
-from tests.test_firmware import manifest, needs
+from tests.firmware import manifest, needs
 
 pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
 DIM, CODES = 4, 16

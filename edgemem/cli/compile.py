@@ -72,6 +72,21 @@ def command(file: Path, board: str, output: Path, name: str | None, report: bool
             parts = ", ".join(f"{k.replace('_', ' ')} {human_bytes(v)}" for k, v in weights["linked"][what].items())
             took, there = weights[f"{what}_bytes"]["linked"], weights["board"][f"{what}_bytes"]
             stderr().print(f"{what}: {human_bytes(took)} of {human_bytes(there)} ({parts})", highlight=False)
+        stderr().print(prediction_line(manifest["prediction"]), highlight=False)
+        if manifest["sound"] is not None:
+            images = " ".join(f"{name}.elf" for name in manifest["sound"]["examples"])
+            stderr().print(f"examples that hear: make -C {output} {images}", highlight=False)
+
+
+def prediction_line(found: Mapping[str, Any] | None) -> str:
+    """What a step will take, or that nobody knows."""
+    if found is None:
+        return "a step: no emulated board has this core, so its instructions are not predicted"
+    text = (
+        f"a step: about {found['instructions']:,.0f} instructions (within {found['error']:.0%}, by counts on "
+        f"{found['fitted_on']}), {1e3 * found['seconds']:.3g} ms or more at {found['clock_hz'] / 1e6:g} MHz"
+    )
+    return text if found["load"] is None else f"{text}: {found['load']:.0%} of real time"
 
 
 def product_lines(products: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -125,5 +125,6 @@ MODELS = (
         summary="The same in an eighth of the size, for a Cortex-M0 with 16 KiB of RAM",
         config=TinyKWSConfig,
         build=KWSLMUFormer,
+        checkpoint="kws-tiny.safetensors",
     ),
 )

@@ -19,12 +19,15 @@ from edgemem.runtimes.aot.toolchain import Toolchain
 from edgemem.runtimes.firmware import build, elf, sources
 from edgemem.runtimes.firmware.stack import stack_bytes
 from edgemem.runtimes.firmware.vectors import Vectors
+from edgemem.runtimes.integer.generate import IntegerKernels
 from edgemem.text import human_bytes
 
 SNAPSHOT_HEADER_BYTES = 20
 NESTED = 3  # functions of an integer kernel that are open at once
-# Of float32 weights, the mildest first; see the table of schemes in the README.
-SMALLER_WEIGHTS = (("f16", 0.5), ("w8", 0.26), ("w4g32", 0.15))
+# Bytes beside those of float32 weights, the mildest scheme first; see the table of schemes in the README.
+SMALLER_WEIGHTS = (("f16", 0.5), ("w8", 0.26), ("w4g32", 0.15), ("vq:dim=4,codes=256", 0.1))
+PRESENT = {"none": 1.0, "f16": 0.5, "w8": 0.26, "w8a8": 0.26, "w8a8-dynamic": 0.26, "w4g32": 0.15}
+SMALLER_STATES = (("i16", 2), ("i8", 4))  # by what divides float32
 DATA_BYTES = 64  # variables of console, counter and snapshots
 FIRMWARE_CODE_BYTES = 3600  # start-up, console, self-test, snapshots, and what comes of a C library
 CALL_BYTES, ARGUMENT_BYTES = 4, 6  # of the driver
@@ -113,22 +116,41 @@ def free(board: Board, budget: Budget) -> dict[str, int]:
 
 def advice(program: Generated, what: str, parts: dict[str, int], excess: int) -> str:
     """The change that costs the least quality among those that would free `excess` bytes."""
-    contract = program.model.contract
-    floats, chunk = contract.quant.get("scheme", "none") == "none", contract.chunk.size
-    if what == "flash":
-        for scheme, ratio in SMALLER_WEIGHTS:
-            if floats and parts["weights"] * (1 - ratio) >= excess:
-                return f"With --scheme {scheme} its weights take about {human_bytes(int(parts['weights'] * ratio))}."
-        times = parts["weights"] / max(1, parts["weights"] - excess)
-        return (
-            f"Its weights have to be {times:.1f} times smaller: take a smaller width or fewer layers."
-            if (excess < parts["weights"])
-            else "Code and snapshots alone are too large: take another board."
-        )
+    return flash_advice(program, parts, excess) if what == "flash" else ram_advice(program, parts, excess)
+
+
+def flash_advice(program: Generated, parts: dict[str, int], excess: int) -> str:
+    """A scheme with smaller weights, or how much smaller they have to be."""
+    scheme, weights = str(program.model.contract.quant.get("scheme", "none")), parts["weights"]
+    present = PRESENT.get(scheme, 0.0)
+    for other, ratio in SMALLER_WEIGHTS:
+        wanted = weights * ratio / present if present else weights
+        if ratio < present and weights - wanted >= excess:
+            origin = "" if scheme == "none" else ", made from the float file,"
+            return f"With --scheme {other}{origin} its weights take about {human_bytes(int(wanted))}."
+    if excess < weights:
+        times = weights / (weights - excess)
+        return f"Its weights have to be {times:.1f} times smaller: take a smaller width or fewer layers."
+    return "Code and snapshots alone are too large: take another board."
+
+
+def ram_advice(program: Generated, parts: dict[str, int], excess: int) -> str:
+    """A shorter chunk, narrower states, a step in integers, or a smaller model."""
+    contract, integer = program.model.contract, isinstance(program.kernels, IntegerKernels)
+    chunk, floats = contract.chunk.size, contract.quant.get("scheme", "none") == "none"
     if chunk > 1 and (parts["arena"] + parts["io"]) * (1 - 1 / chunk) >= excess:
         return f"Export it with --chunk 1: its arena grows with the {chunk} {contract.chunk.unit}s of a step."
-    if floats and (parts["state"] + parts["arena"]) // 2 >= excess:
-        return "With --scheme w8a8 states and arena are int16, half as large, where its step runs in integers."
+    narrow = [s for s in contract.states if s.dtype == "float32" and not s.quant.get("wide") and "of" not in s.quant]
+    held = 0 if integer else sum(sources.nbytes(state) for state in narrow)
+    offers = [(f"--state {policy}", held - held // divisor, 1 / divisor) for policy, divisor in SMALLER_STATES]
+    if floats:
+        offers.insert(1, ("--scheme w8a8", (parts["state"] + parts["arena"]) // 2, 0.5))
+    for option, freed, size in offers:
+        if freed < excess:
+            continue
+        if option == "--scheme w8a8":
+            return f"With {option} states and arena are int16, half as large, where its step runs in integers."
+        return f"Quantized with {option}, the states that may be narrow take {human_bytes(int(held * size))}."
     return "Take a smaller width, fewer layers or another board."
 
 

@@ -22,7 +22,7 @@ from edgemem.runtimes.aot.compiler import (
     write_manifest,
 )
 from edgemem.runtimes.aot.toolchain import toolchain
-from edgemem.runtimes.firmware import budget, build, elf, layout, sound, sources
+from edgemem.runtimes.firmware import budget, build, cost, elf, layout, sound, sources, work
 from edgemem.runtimes.firmware.vectors import Vectors, vectors
 from edgemem.runtimes.integer.errors import NotInteger
 from edgemem.runtimes.integer.generate import IntegerKernels, is_integer
@@ -55,6 +55,8 @@ def write_firmware(
         manifest["budget"] = budget.weighed(board, predicted, elf.read(place / build.IMAGE))
         manifest["products"] = program.products
         manifest["integer"] = integer_facts(program, reason)
+        manifest["work"] = work.of_program(program)
+        manifest["prediction"] = cost.facts(prediction(board, program, manifest["work"]))
         manifest["snapshots"] = snapshot_facts(board, program)
         manifest["sound"] = None if heard is None else asdict(heard)
         clean(place, program)
@@ -92,6 +94,13 @@ def integer_facts(program: Generated, reason: str | None) -> dict[str, Any]:
     if not isinstance(program.kernels, IntegerKernels):
         return {"step": False, "reason": reason, "state_scales": {}}
     return {"step": True, "reason": None, "state_scales": program.kernels.step.scales}
+
+
+def prediction(board: Board, program: Generated, counts: list[dict[str, float]]) -> cost.Prediction | None:
+    """Instructions of a step, and how busy the core is if its input comes in real time."""
+    chunk = program.model.contract.chunk
+    seconds = None if chunk.seconds_per_unit is None else chunk.seconds_per_unit * chunk.size
+    return cost.predicted(board, isinstance(program.kernels, IntegerKernels), counts, seconds)
 
 
 def snapshot_facts(board: Board, program: Generated) -> dict[str, Any]:
