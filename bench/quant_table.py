@@ -10,8 +10,9 @@
 writes bench/results/quant.json after every row, so that a run that was stopped goes on where it was. Files are kept in
 build/quant (--folder), by what they were made of: the checkpoint, the scheme, its code and its data. A score belongs to
 the digest of the file and of the test set that gave it, a time to the digest of the file: when a checkpoint or a
-scheme changes, its rows alone are judged anew, and no row shows a number of a file that is no more. All scores take an
-hour and a half of one core; all files and times, with scores kept, some 10 minutes.
+scheme changes, its rows alone are judged anew, and no row shows a number of a file that is no more. To have it quickly,
+give two processes half of the models each, `--scores --models …`, then time all with `--times`. On two idle cores, from
+nothing, the scores take about half an hour and the times five minutes; a new checkpoint of a spotter five.
 
 `output error` is the RMS difference of the outputs, relative to their RMS, over the packaged calibration sequences.
 Quality is the metric of the model's task, streamed: on the whole test set for the schemes in `WHOLE`, on the packaged
@@ -53,7 +54,8 @@ SCHEMES = (
     "vq:dim=8,codes=256",
     "memory-vq",
 )
-WHOLE = ("w8", "w8a8", "vq:dim=2,codes=256", BITS2, f"{BITS2},tune=100", "memory-vq")
+FURTHER = {"asr-folding": (f"{BITS2},tune=400", "memory-vq:tune=120")}  # more training, where it is cheap
+WHOLE = ("w8", "w8a8", "vq:dim=2,codes=256", f"{BITS2},tune=100", "memory-vq", *FURTHER["asr-folding"])
 FOLDER = Path(__file__).parents[1] / "build" / "quant"
 LOCK = FOLDER / "lock"
 STALE = "†"  # beside a model whose checkpoint is another by now
@@ -104,7 +106,7 @@ class Rows:
             fcntl.flock(lock, fcntl.LOCK_EX)
             models = stored()
             found = models.get(self.model, {}) | {scheme: self.rows[scheme] for scheme in schemes}
-            order = [scheme for scheme in (FLOAT, *SCHEMES) if scheme in found]
+            order = [scheme for scheme in (FLOAT, *SCHEMES, *FURTHER.get(self.model, ())) if scheme in found]
             write("quant", {"models": models | {self.model: {scheme: found[scheme] for scheme in order}}})
 
 
@@ -112,7 +114,7 @@ def measured(model: str, options: argparse.Namespace) -> None:
     """Make, judge and time the rows of one model, and write each as soon as it is known."""
     rows = Rows(Shelf(model, options.folder), stored().get(model, {}))
     rows.task = quant_rows.task_of(rows.shelf.parent().path)
-    for scheme in (FLOAT, *options.schemes):
+    for scheme in (FLOAT, *(options.schemes or (*SCHEMES, *FURTHER.get(model, ())))):
         try:
             judged = rows.make(scheme)
         except UsageError as error:  # a memory that this model has not
@@ -194,7 +196,7 @@ def main() -> None:
     parser.add_argument(
         "--models", type=lambda text: text.split(","), default=(*MODELS, *COMPARED), help="separated by ,"
     )
-    parser.add_argument("--schemes", type=lambda text: text.split(";"), default=SCHEMES, help="separated by ;")
+    parser.add_argument("--schemes", type=lambda text: text.split(";"), help="separated by ;")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the files are kept (build/quant)")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--scores", action="store_true", help="do not measure times")

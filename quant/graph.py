@@ -24,6 +24,7 @@ IR_VERSION = 10
 FLOAT = ir.DataType.FLOAT
 TINY, HUGE = float(np.finfo(np.float16).tiny), float(np.finfo(np.float16).max)  # normal numbers of float16
 NAMES = "edgemem.names"  # in the model's meta store
+PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "LSTM", "GRU", "RNN"})
 INDEX_ELEMENTS = 64  # index tables from this size on are stored as int32
 
 

@@ -59,7 +59,8 @@ def tuned(job: Job, books: Mapping[str, Array], steps: int, seed: int) -> dict[s
     optimizer = torch.optim.Adam(list(learnt.values()), lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     rng = np.random.default_rng(seed)
-    for _ in range(steps):
+    for step in range(steps):
+        job.tick("tuning", step / steps)
         picked = rng.choice(len(kept), min(BATCH, len(kept)), replace=False)
         optimizer.zero_grad()
         loss([kept[int(index)] for index in picked]).backward()  # type: ignore[no-untyped-call]

@@ -212,7 +212,14 @@ def narrow_states(
         assert data is not None
         loss = metric_loss(job, largest, task) if task else None
         chosen, measured = states.automatic(
-            job.model, contract, data, largest, budget, loss=loss, tick=partial(job.tick, "choosing states")
+            job.model,
+            contract,
+            data,
+            largest,
+            budget,
+            states.DRIFT_STEPS,
+            loss,
+            tick=partial(job.tick, "choosing states"),
         )
         measured |= {"task": task} if task else {}
     return states.rewrite(job.model, contract, chosen, largest), {"states": measured}
@@ -282,9 +289,21 @@ def rewrite(job: Job, scheme: Scheme, keep: set[str], data: calibration.Data | N
     done = {choice.name for choice in job.choices} if scheme.weights else set(job.model.graph.initializers)
     for value in list(graph.small_floats(job.model, done, keep, job.smallest)):
         if not job.excluded(str(value.name)):
+            warn_of_product(job, scheme, value)
             _, array = graph.halve(job.model, value)
             job.record(str(value.name), array, array.astype(np.float16).astype(np.float32), "float16", array.size * 2)
     return rewritten
+
+
+def warn_of_product(job: Job, scheme: Scheme, value: ir.Value) -> None:
+    """Say so where a large matrix becomes float16 for the operator that reads it."""
+    readers = sorted({node.op_type for node, _ in value.uses()} & graph.PRODUCTS)
+    array = graph.numpy_of(value)
+    if readers and array.size >= job.smallest and scheme.name != "f16":
+        job.warnings.append(
+            f"{value.name} {list(array.shape)} becomes float16, no less: {', '.join(readers)} reads it, and "
+            f"{scheme.name} takes matrices [in, out] that MatMul, Gemm, Conv or Gather read; write the product as x @ W"
+        )
 
 
 def too_small(job: Job) -> list[TensorChoice]:

@@ -33,7 +33,7 @@ WINDOW_FRAMES = 128
 BATCH = 8
 HELD_OUT = 8  # one window of so many
 HELD_WINDOWS = 32  # where there are many
-RATE = 2e-3  # of Adam; entries are of rows whose RMS is 1
+RATE = 5e-3  # of Adam; entries are of rows whose RMS is 1
 Pool = tuple[list[Weight], list["Coded"]]
 
 
@@ -83,7 +83,7 @@ def tuned(job: Job, pools: Sequence[Pool], steps: int, seed: int) -> list[Pool]:
                 )
             )
     learnt = [item for item in trained if item.parameter]
-    if learnt and improved(module, learnt, windows(job), steps, seed):
+    if learnt and improved(job, module, learnt, steps, seed):
         return with_results(pools, trained)
     job.warnings.append(f"{steps} steps of tuning did not make the held-out loss smaller; the codebooks are as fitted")
     return list(pools)
@@ -120,15 +120,16 @@ def windows(job: Job, wanted_frames: int = WINDOW_FRAMES) -> list[dict[str, Tens
     return found
 
 
-def improved(module: nn.Module, learnt: list[Trained], pieces: list[dict[str, Tensor]], steps: int, seed: int) -> bool:
+def improved(job: Job, module: nn.Module, learnt: list[Trained], steps: int, seed: int) -> bool:
     """Train; whether the loss on the held-out windows became smaller."""
-    held, kept = divided(pieces)
+    held, kept = divided(windows(job))
     books = list({id(item.book): item.book for item in learnt}.values())
     optimizer = torch.optim.Adam([*books, *(item.gain for item in learnt)], lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     rng = np.random.default_rng(seed)
     before = held_loss(module, learnt, held)
-    for _ in range(steps):
+    for step in range(steps):
+        job.tick("tuning", step / steps)
         picked = rng.choice(len(kept), min(BATCH, len(kept)), replace=False)
         loss = distance(module, learnt, joined([kept[int(index)] for index in picked]))
         optimizer.zero_grad()

@@ -10,19 +10,23 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import numpy_helper
+from torch import nn
 
+import edgemem
 from edgemem import load
 from edgemem.cli.main import cli
 from edgemem.errors import ContractError, InputError, UsageError
-from edgemem.export import export_model
+from edgemem.export import export_model, to_onnx
 from edgemem.modelfile import open_model
 from edgemem.program import Array
 from edgemem.quant import quantize
+from edgemem.quant import state as states
 from edgemem.quant.w8 import quantized
 from edgemem.trial import random_inputs, trial
 from edgemem.verify import verify
@@ -157,6 +161,26 @@ def test_equal_input_gives_equal_bytes(zoo: Files, scheme: str, tmp_path: Path) 
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("model", "scheme", "state"),
+    [
+        ("lmu", "w8a8-outlier", "f32"),
+        ("lmu", "vq:dim=2,codes=16,tune=2", "f32"),
+        ("lmu", "w8", "auto"),
+        ("folding", "memory-vq:dim=4,codes=8,tune=2", "f32"),
+    ],
+)
+def test_what_is_trained_or_searched_gives_equal_bytes_too(
+    zoo: Files, model: str, scheme: str, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Codebooks after training, outlier sets, and states chosen by their drift."""
+    monkeypatch.setattr(states, "DRIFT_STEPS", 200)
+    data = random_data(zoo(model), tmp_path / "data.npz", 1024)
+    for name in ("a.onnx", "b.onnx"):
+        quantize(zoo(model), tmp_path / name, scheme, calibrate=data, state=state, smallest=FEW, steps=STEPS)
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
 def test_embeddings_are_looked_up_row_by_row(zoo: Files, tmp_path: Path) -> None:
     quantize(zoo("lm-rwkv4"), tmp_path / "q.onnx", "w8", smallest=FEW, steps=STEPS)
     model = open_model(tmp_path / "q.onnx").onnx
@@ -222,6 +246,30 @@ def test_what_cannot_work_is_refused(
     with pytest.raises((UsageError, InputError), match=message):
         quantize(zoo("lmu"), tmp_path / "q.onnx", scheme, steps=STEPS, **options)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+class Contraction(nn.Module):
+    """h = tanh(h + x W), the product written as an Einsum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(0.1 * torch.randn(32, 32))
+        self.state = (edgemem.StateTensor("h", (32,)),)
+
+    def step(self, x, state):  # type: ignore[no-untyped-def]
+        h = torch.tanh(state["h"] + torch.einsum("bi,ij->bj", x, self.weight))
+        return h, {"h": h}
+
+
+def test_a_matrix_that_an_unknown_operator_reads_comes_with_a_warning(tmp_path: Path) -> None:
+    to_onnx(Contraction(), torch.zeros(1, 1, 32), tmp_path / "m.onnx")
+    report = quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", "w8", steps=STEPS)
+    (warning,) = [text for text in report.warnings if "Einsum" in text]
+    assert "weight [32, 32] becomes float16" in warning and "write the product as x @ W" in warning
+    assert report.ratio == pytest.approx(0.5, abs=0.01)
+    half = quantize(tmp_path / "m.onnx", tmp_path / "h.onnx", "f16", steps=STEPS)
+    assert not any("Einsum" in text for text in half.warnings)
 
 
 def test_the_parent_is_not_written_over(zoo: Files, tmp_path: Path) -> None:
