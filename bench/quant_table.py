@@ -54,7 +54,10 @@ SCHEMES = (
     "vq:dim=8,codes=256",
     "memory-vq",
 )
-FURTHER = {"asr-folding": (f"{BITS2},tune=400", "memory-vq:tune=120")}  # more training, where it is cheap
+FURTHER = {
+    "asr-folding": (f"{BITS2},tune=400", "memory-vq:tune=120"),  # more training, where it is cheap
+    "lm-rwkv4": ("vq:dim=8,codes=256,tune=100",),
+}
 WHOLE = ("w8", "w8a8", "vq:dim=2,codes=256", f"{BITS2},tune=100", "memory-vq", *FURTHER["asr-folding"])
 FOLDER = Path(__file__).parents[1] / "build" / "quant"
 LOCK = FOLDER / "lock"
