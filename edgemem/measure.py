@@ -21,6 +21,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -177,7 +178,8 @@ def vector_bytes() -> int:
 class Probe:
     """What the machine can do, by a few lines of C compiled for it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, threads: int = 1) -> None:
+        """`threads` probe together, each its share."""
         compiler = shutil.which("gcc") or shutil.which("cc")
         if compiler is None:
             raise MissingDependency("measuring needs a C compiler for its read and multiply probes; install gcc")
@@ -198,21 +200,31 @@ class Probe:
         self._library.probe_dots.argtypes = [ctypes.c_long]
         self._library.probe_steps.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long]
         self._room: dict[int, Array] = {}
+        self._threads, self._pool = threads, ThreadPoolExecutor(threads) if threads > 1 else None
+
+    def _timed(self, call: Callable[[int, int], object]) -> float:
+        """As `timed`, of `call(thread, repeats)` on all threads at once."""
+        pool = self._pool
+        if pool is None:
+            return timed(lambda repeats: call(0, repeats))
+        return timed(lambda repeats: list(pool.map(call, range(self._threads), [repeats] * self._threads)))
 
     def read_us(self, nbytes: int) -> float:
         """Microseconds to read a span of that many bytes that was read just before."""
-        whole = max(1, nbytes // (8 * self.vector_bytes)) * 8 * self.vector_bytes
+        unit = 8 * self.vector_bytes
+        share = max(1, nbytes // self._threads // unit) * unit
+        whole = share * self._threads
         if whole not in self._room:
             raw = np.ones(whole + PAGE_BYTES, np.uint8)
             start = -raw.ctypes.data % PAGE_BYTES
             self._room[whole] = raw[start : start + whole]
         address = self._room[whole].ctypes.data
-        return timed(lambda n: self._library.probe_read(address, whole, n)) * nbytes / whole
+        return self._timed(lambda t, n: self._library.probe_read(address + t * share, share, n)) * nbytes / whole
 
     def multiply_us(self, count: int) -> float:
         """Microseconds for that many multiply-accumulates of float32 on registers."""
-        turn = 8 * self.vector_bytes // 4
-        return timed(lambda n: self._library.probe_multiply(1000 * n)) / 1000 * count / turn
+        turn = 1000 * self._threads * 8 * self.vector_bytes // 4
+        return self._timed(lambda _, n: self._library.probe_multiply(1000 * n)) * count / turn
 
     def dots_us(self, count: int) -> float:
         """Microseconds for that many multiply-accumulates of bytes on registers, as fast as the processor can."""
@@ -220,7 +232,8 @@ class Probe:
             return 0.0
         if not self._library.probe_dots(1):
             return self.multiply_us(count)
-        return timed(lambda n: self._library.probe_dots(1000 * n)) / 1000 * count / (16 * 64)
+        turn = 1000 * self._threads * 16 * 64
+        return self._timed(lambda _, n: self._library.probe_dots(1000 * n)) * count / turn
 
     def steps_us(self, step: Any, bound: Any) -> float:
         """Microseconds per call of a compiled step, called from C."""
@@ -303,7 +316,7 @@ def measure(
     for name in others:
         peers.interpreter(name)
     with tempfile.TemporaryDirectory(prefix="edgemem-") as folder, ExitStack() as stack:
-        probe = Probe(Path(folder))
+        probe = Probe(Path(folder), threads)
         candidates = [candidate(file, name, threads, seed) for file in files for name in runtimes]
         skipped = []
         pairs = [(file, name) for file in files for name in beside.get(file, ())]

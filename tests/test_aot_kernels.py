@@ -52,6 +52,23 @@ def test_rows_in_several_axes(tmp_path: Path, lead: tuple[int, ...]) -> None:
     assert schedule == "tile"
 
 
+def test_what_only_followers_read_does_not_keep_a_product_from_its_tiles(tmp_path: Path) -> None:
+    """A chain of two operators that meets the product behind it: y = a b + g[..., :1] m."""
+    rng = np.random.default_rng(0)
+    a, b, g, m = (
+        rng.standard_normal(shape).astype("f") for shape in ((4, 16, 64), (4, 64, 64), (4, 16, 3), (4, 16, 64))
+    )
+    left, right, gates, memory = (te.placeholder(v.shape, "float32") for v in (a, b, g, m))
+    first = te.compute((4, 16, 1), lambda i, j, _: gates(i, j, 0), name="first")
+    kept = te.compute(m.shape, lambda i, j, n: first(i, j, 0) * memory(i, j, n), name="kept")
+    k = te.reduce_axis((0, 64), name="k")
+    product = te.compute(m.shape, lambda i, j, n: te.sum(left(i, j, k) * right(i, k, n), axis=k), name=matmul.PLAIN)
+    y = te.compute(m.shape, lambda *i: kept(*i) + product(*i), name="sum")
+    came, schedule = run(tmp_path, [left, right, gates, memory, y], [a, b, g, m])
+    np.testing.assert_allclose(came, a.astype("d") @ b + g[..., :1] * m, rtol=1e-5, atol=1e-5)
+    assert schedule == "tile"
+
+
 @pytest.mark.parametrize(
     ("length", "heads", "count", "width"),
     [(65, 2, 1, 16), (67, 3, 2, 24), (96, 1, 4, 44), (32, 2, 1, 7), (129, 1, 3, 64)],

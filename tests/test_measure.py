@@ -24,6 +24,21 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model_file("rwkv4", tmp_path_factory.mktemp("bench"))
 
 
+def test_threads_of_a_probe_share_what_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe, spans = measure.Probe(tmp_path, threads=2), []
+
+    class Recorder:
+        def probe_read(self, address: int, size: int, repeats: int) -> None:
+            spans.append((address, size))
+
+    monkeypatch.setattr(probe, "_library", Recorder())
+    monkeypatch.setattr(measure, "timed", lambda call: [call(1), 8.0][1])
+    unit = 8 * probe.vector_bytes
+    assert probe.read_us(2 * 1000 * unit) == 8.0
+    (first, size), (second, other) = sorted(spans)
+    assert size == other == 1000 * unit and second == first + size
+
+
 def test_a_step_reads_every_weight_once_but_of_a_table_only_its_row(file: Path) -> None:
     model = open_model(file)
     vocab, width = 11, 8

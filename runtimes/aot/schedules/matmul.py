@@ -124,7 +124,7 @@ def inlined_before(sch: Any, name: str) -> list[str]:
     """What the product reads that is computed before it; what only its followers read is inlined into them."""
     names = block_names(sch)
     before = names[: names.index(name)]
-    for other in before:
+    for other in reversed(before):  # so that what only an inlined block read is inlined with it
         readers = [str(sch.get(reader).name_hint) for reader in sch.get_consumers(sch.get_sblock(other))]
         if not any(reader in before or reader == name for reader in readers):
             sch.compute_inline(sch.get_sblock(other))
