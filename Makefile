@@ -13,7 +13,7 @@ SINGLE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 BOARD_PACKAGES := gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm qemu-system-misc qemu-user \
   gcc-aarch64-linux-gnu gcc-arm-linux-gnueabihf gcc-riscv64-linux-gnu gcc-riscv64-unknown-elf \
   libc6-dev-arm64-cross libc6-dev-armhf-cross libc6-dev-riscv64-cross \
-  picolibc-riscv64-unknown-elf pocl-opencl-icd
+  picolibc-riscv64-unknown-elf pocl-opencl-icd ocl-icd-opencl-dev
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .PHONY: demo test check wheel bench boards clean

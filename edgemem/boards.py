@@ -23,6 +23,11 @@ boot = "vectors"                    what the core starts from, see `Boot`
 emulated_hz = 25_000_000            ticks a second of the counter that firmware reads, under the emulator
 source = "..."                      the document that these facts are from
 [console]                           where text and the link to a host go, see `Console`
+
+A board with a GPU says what that is; the other fields are of its host.
+
+runtime = "opencl"                  or "tvm", of CUDA
+[gpu]                               see `Gpu`
 """
 
 from __future__ import annotations
@@ -91,6 +96,26 @@ class Console(Strict):
         return self
 
 
+class Gpu(Strict):
+    """The GPU of a board: `opencl`, or `cuda` of one architecture (`sm_87`; `native`: of the GPU that is here)."""
+
+    api: Literal["opencl", "cuda"]
+    arch: str | None = None
+    threads: int  # of one block, at most
+    shared_bytes: int  # that the threads of a block share
+    warp: int = 1  # threads that run in step
+    memory_bytes: int | None = None
+    device: str | None = None  # a part of the name that its OpenCL driver gives it
+
+    @model_validator(mode="after")
+    def complete(self) -> Gpu:
+        if (self.api == "cuda") != (self.arch is not None):
+            raise ValueError("a cuda GPU needs arch, such as sm_87, and an opencl one has none")
+        if min(self.threads, self.shared_bytes, self.warp) < 1:
+            raise ValueError("threads, shared_bytes and warp are at least 1")
+        return self
+
+
 class Board(Strict):
     """One board; see the module docstring for the fields."""
 
@@ -119,8 +144,9 @@ class Board(Strict):
     compiler_flags: list[str] = []
     emulator: list[str] = []
     emulated_hz: int | None = None
-    runtime: Literal["aot"]
+    runtime: Literal["aot", "opencl", "tvm"]
     source: str | None = None
+    gpu: Gpu | None = None
 
     @model_validator(mode="after")
     def consistent(self) -> Board:
@@ -134,6 +160,8 @@ class Board(Strict):
                 raise ValueError("flash_driver and flash_page_bytes come together")
         elif self.boot is not None or self.console is not None or self.flash_origin is not None:
             raise ValueError("boot, console and flash_origin are of bare boards; this one is linux")
+        if (self.runtime == "aot") != (self.gpu is None):
+            raise ValueError("a board has a [gpu] if and only if its runtime is opencl or tvm")
         for flag in self.compiler_flags:
             check_flag(flag, self)
         return self

@@ -59,6 +59,10 @@ class PeerError(EdgememError):
     """An engine that edgemem is measured against, or its converter, that failed."""
 
 
+class DeviceError(EdgememError):
+    """A GPU that is missing, too old, too small, or that failed."""
+
+
 class MissingDependency(EdgememError):
     """An optional package or tool that is not installed."""
 

@@ -11,8 +11,9 @@ inputs: `Stream` is what checks shapes, types and ranges before a step.
 from __future__ import annotations
 
 import importlib
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,7 +26,12 @@ if TYPE_CHECKING:
     from edgemem.stream import Stream
 
 Array = np.ndarray[Any, np.dtype[Any]]
-RUNTIMES = ("ort", "aot")
+RUNTIMES = {
+    "ort": "edgemem.runtimes.ort",
+    "aot": "edgemem.runtimes.aot",
+    "opencl": "edgemem.runtimes.opencl",
+    "tvm": "edgemem.runtimes.vm",
+}
 
 
 class StateBlock(ABC):
@@ -42,6 +48,17 @@ class StateBlock(ABC):
     @abstractmethod
     def reset(self) -> None:
         """Overwrite every state with its start value."""
+
+    def rows(self, rows: Sequence[int]) -> dict[str, Array]:
+        """A copy of some streams of a batch: every state by name, each [len(rows), *shape]."""
+        return {name: array[list(rows)] for name, array in self.get().items()}
+
+    def set_rows(self, rows: Sequence[int], values: Mapping[str, Array]) -> None:
+        """Overwrite some streams of a batch with `values` [len(rows), *shape], or [1, *shape] for all of them."""
+        whole = self.get()
+        for name, array in whole.items():
+            array[list(rows)] = values[name]
+        self.set(whole)
 
 
 class Bound(NamedTuple):
@@ -89,7 +106,7 @@ class Program(ABC):
 
 
 def load(path: str | Path, runtime: str | None = None, **options: Any) -> Program:
-    """Load a model file (or compiled folder) into a runtime: by default `ort` for a file, `aot` for a folder.
+    """Load a model file (or compiled folder) into a runtime: by default `ort` for a file, a folder's own for a folder.
 
     Options go to the runtime's `prepare`; all runtimes know `threads`.
 
@@ -98,9 +115,18 @@ def load(path: str | Path, runtime: str | None = None, **options: Any) -> Progra
         UsageError: no such runtime.
         MissingDependency: the runtime's engine is not installed.
     """
-    runtime = runtime or ("aot" if Path(path).is_dir() else "ort")
+    runtime = runtime or (folder_runtime(Path(path)) if Path(path).is_dir() else "ort")
     if runtime not in RUNTIMES:
         raise UsageError(f"unknown runtime {runtime!r}; there are {', '.join(RUNTIMES)}")
-    program: Program = importlib.import_module(f"edgemem.runtimes.{runtime}").prepare(Path(path), **options)
+    program: Program = importlib.import_module(RUNTIMES[runtime]).prepare(Path(path), **options)
     program.origin = Path(path)
     return program
+
+
+def folder_runtime(folder: Path) -> str:
+    """The runtime that a folder was compiled for, as its manifest says: `aot` if it says none."""
+    try:
+        named = json.loads((folder / "manifest.json").read_text()).get("runtime", "aot")
+    except (OSError, ValueError, AttributeError):
+        return "aot"  # whose loader says what is wrong
+    return str(named)

@@ -6,7 +6,7 @@ buffer as both a state's input and its output gives silently wrong numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,13 @@ class OrtState(StateBlock):
 
     def reset(self) -> None:
         self.set(self._start)
+
+    def rows(self, rows: Sequence[int]) -> dict[str, Array]:
+        return {name: array[list(rows)] for name, array in self._sets[self.phase].items()}
+
+    def set_rows(self, rows: Sequence[int], values: Mapping[str, Array]) -> None:
+        for name, array in self._sets[self.phase].items():
+            array[list(rows)] = values[name]
 
 
 class OrtProgram(Program):

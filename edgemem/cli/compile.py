@@ -19,10 +19,15 @@ from edgemem.cli.options import json_option, print_json, stderr
     "--board", default="host", show_default=True, help="A name from `edgemem boards`, or a board file of your own."
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder for the program.")
+@click.option(
+    "--runtime", type=click.Choice(["aot", "opencl", "tvm"]), help="What is to run it; the board's own if left out."
+)
 @click.option("--name", help="Prefix of the C functions; the model's name if left out.")
 @click.option("--report", is_flag=True, help="Also draw memory.svg: the arena over the calls of a step.")
 @json_option
-def command(file: Path, board: str, output: Path, name: str | None, report: bool, as_json: bool) -> None:
+def command(
+    file: Path, board: str, output: Path, runtime: str | None, name: str | None, report: bool, as_json: bool
+) -> None:
     """Compile FILE for a board into C that needs no Python, no TVM and no heap where it runs.
 
     Its state and arena count the padding that aligns each tensor; `edgemem inspect` counts the tensors alone.
@@ -35,13 +40,17 @@ def command(file: Path, board: str, output: Path, name: str | None, report: bool
     edgemem run build/ --input tokens.npy
     edgemem compile k.onnx --board rpi4 -o build/rpi4 --json
     edgemem compile k.onnx --board nucleo_f446re -o fw/ --report
+    edgemem compile r.onnx --board mali_g610 --runtime opencl -o mali/
     """
     from edgemem.boards import board as described
+    from edgemem.errors import UsageError
     from edgemem.runtimes.aot.compiler import compile_model
     from edgemem.text import human_bytes
 
     begin = time.perf_counter()
     target = described(board)
+    if runtime not in (None, target.runtime):
+        raise UsageError(f"board {target.name} runs programs of {target.runtime}, --runtime {runtime} came")
     with stderr().status(f"compiling {file}") as status:
         manifest = compile_model(
             file, target, output, name, progress=lambda stage: status.update(f"compiling {file}: {stage}")

@@ -26,6 +26,7 @@ PACKAGES = (
     ("Hugging Face", "transformers", "pip install 'edgemem[hf]'"),
     ("Hugging Face", "tokenizers", "pip install 'edgemem[hf]'"),
     ("compile", "apache-tvm", "pip install 'edgemem[tvm]'"),
+    ("OpenCL", "pyopencl", "pip install 'edgemem[opencl]'"),
     ("audio", "soundfile", "pip install 'edgemem[audio]'"),
     ("audio", "soxr", "pip install 'edgemem[audio]'"),
     ("microphone", "sounddevice", "pip install 'edgemem[mic]'"),

@@ -65,15 +65,21 @@ def command(
     edgemem run asr.onnx --input digits.wav
     edgemem run lm.onnx --text "def " --generate 100 --temperature 0.8 --seed 7
     """
+    from edgemem.boards import board as described
     from edgemem.program import load
 
     if (source is None) == (text is None):
         raise UsageError("say what to stream: either --input FILE (or -), or --text TEXT")
     if generate is not None and text is None:
         raise UsageError("--generate goes on after a text; give one by --text")
-    if board is not None and runtime not in (None, "aot"):
-        raise UsageError(f"--board runs programs of the aot runtime, --runtime {runtime} came; leave one of them out")
-    chosen = {"runtime": runtime} if board is None else {"runtime": "aot", "board": board}
+    chosen: dict[str, Any] = {"runtime": runtime}
+    if board is not None:
+        own = described(board).runtime
+        if runtime not in (None, own):
+            raise UsageError(
+                f"--board {board} runs programs of the {own} runtime, --runtime {runtime} came; leave it out"
+            )
+        chosen = {"runtime": own, "board": board}
     stream = load(file, threads=threads, **chosen).stream()
     model, takes = stream.contract.model.name, stream.contract.inputs[0].role
     if text is not None and takes != "tokens":

@@ -45,6 +45,7 @@ def command(
     edgemem verify q.onnx --reference r.onnx --json
     edgemem verify vad.onnx --reference silero_vad.onnx --runtime ort --runtime aot
     edgemem verify k.onnx --board mps2_an386 --board mps2_an500 --steps 200 --json
+    edgemem verify r.onnx --runtime opencl --board pocl
 
     Error and what is allowed are those of the tensor that comes nearest to its tolerance. Of a quantized file, what is
     allowed is what `edgemem quantize` measured against the parent and wrote into the contract, doubled.
@@ -52,11 +53,14 @@ def command(
     For a microcontroller, JSON also says whether a free run gives the very bytes of this machine (byte_equal; of a
     step in integers, those of its reference), and the instructions of a step that the emulator counts.
     """
+    from edgemem.boards import board
     from edgemem.errors import CheckFailed
     from edgemem.program import load
     from edgemem.verify import verify
 
-    programs = {name: load(file, runtime="aot", board=name) for name in boards}
+    programs = {name: load(file, runtime=board(name).runtime, board=name) for name in boards}
+    on_boards = {program.runtime for program in programs.values()}
+    runtimes = tuple(name for name in runtimes if name not in on_boards)  # a runtime whose board is named runs there
     with progress_bar() as progress:
         task = progress.add_task("comparing", total=steps * (len(runtimes) + 2 * len(boards)))
         report = verify(

@@ -156,6 +156,10 @@ def compile_model(
     require_tvm()
     target_folder = Path(output)
     check_output(target_folder)
+    if board.gpu is not None:
+        from edgemem.runtimes.gpu import write_program
+
+        return write_program(Path(path), board, target_folder, name, progress)
     if board.kind == "bare":
         from edgemem.runtimes.firmware.writer import write_firmware
 

@@ -5,6 +5,7 @@
     vnni       a unsigned, b signed    one `vpdpbusd`                                       x86 with AVX512-VNNI
     smlad      a unsigned, b signed    two `smlad` on even and odd bytes                    Cortex-M4 and up
     sdot       both signed             one `sdot`                                           Arm with dot products
+    dp4a       both signed             one `__dp4a`                                         NVIDIA from sm_61 on
 
 Each is an operator of int32 (or a vector of it) until the last lowering step, and exact. Where one instruction both
 multiplies and adds, a sum that the product is added to becomes its third operand (`summed`).
@@ -21,7 +22,8 @@ from tvm.ir import Call
 from edgemem.runtimes.aot.mathops import register_operator
 
 Expr = Any
-PORTABLE, PAIRS, VNNI, SMLAD, SDOT = "portable", "pairs", "vnni", "smlad", "sdot"
+PORTABLE, PAIRS, VNNI, SMLAD, SDOT, DP4A = "portable", "pairs", "vnni", "smlad", "sdot", "dp4a"
+SIGNED = (SDOT, DP4A)  # kinds that take signed bytes on the left too
 INTRINSICS = {  # by kind: LLVM's name, and how many 32-bit lanes it takes
     VNNI: ("llvm.x86.avx512.vpdpbusd.512", 16),
     SDOT: ("llvm.aarch64.neon.sdot.v4i32.v16i8", 4),
@@ -146,9 +148,21 @@ def lanes_in(call: Call) -> int:
     return int(DataType(str(call.args[0].ty.dtype)).lanes)
 
 
+def dp4a(call: Call) -> Expr:
+    """A function of CUDA's."""
+    a, b = call.args
+    return tirx.call_pure_extern("int32", "__dp4a", a, b, tirx.const(0, "int32"))
+
+
 def register() -> None:
     """Make the operators known to TVM."""
-    rules = {PORTABLE: portable, PAIRS: pairs, SMLAD: smlad, **{kind: intrinsic(kind) for kind in INTRINSICS}}
+    rules = {
+        PORTABLE: portable,
+        PAIRS: pairs,
+        SMLAD: smlad,
+        DP4A: dp4a,
+        **{kind: intrinsic(kind) for kind in INTRINSICS},
+    }
     for kind, rule in rules.items():
         register_operator(f"dot_{kind}", rule)
     register_operator("accumulate", accumulate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +43,13 @@ class Imported:
     products: list[Row]
 
 
-def imported(model: ModelFile, machine: Machine) -> Imported:
+Converter = Callable[[Any, str, Sequence[Any], Mapping[str, Any], Any, "Machine"], Any]
+
+
+def imported(model: ModelFile, machine: Machine, converter: Converter | None = None) -> Imported:
     """The Relax module of a model file for a core, quantized patterns as operators of edgemem's own.
+
+    `converter` makes expressions of those operators: for a core's vectors, if left out.
 
     Raises:
         ModelFileError: the graph has an operator that TVM's importer does not know.
@@ -60,7 +66,7 @@ def imported(model: ModelFile, machine: Machine) -> Imported:
     proto.graph.initializer.extend(kept)
     try:
         with muted(*REMARKS):
-            module = with_own_operators(proto, found, machine)
+            module = with_own_operators(proto, found, machine, converter)
     except Exception as error:  # the importer raises whatever its converters raise
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelFileError(f"{model.path}: TVM cannot import this graph ({reason})") from error
@@ -69,11 +75,13 @@ def imported(model: ModelFile, machine: Machine) -> Imported:
     return Imported(module, inputs, [value.name for value in proto.graph.output], found.products)
 
 
-def with_own_operators(proto: Any, found: Any, machine: Machine) -> Any:
+def with_own_operators(proto: Any, found: Any, machine: Machine, converter: Converter | None) -> Any:
     """TVM's importer, and beside its operators those that the recogniser has put in."""
     from tvm.relax.frontend.onnx import onnx_frontend
 
     from edgemem.runtimes.aot.quantized.products import converted
+
+    convert = converter or converted
 
     class Importer(onnx_frontend.ONNXGraphImporter):  # type: ignore[misc]
         def _check_for_unsupported_ops(self, graph: Any) -> None:
@@ -84,7 +92,7 @@ def with_own_operators(proto: Any, found: Any, machine: Machine) -> Any:
         def _convert_operator(self, op_name: str, inputs: Any, attrs: Any, opset: int) -> Any:
             if not op_name.startswith("Edgemem"):
                 return super()._convert_operator(op_name, inputs, attrs, opset)
-            return converted(self.bb, op_name, list(inputs), attrs, found.matrices, machine)
+            return convert(self.bb, op_name, list(inputs), attrs, found.matrices, machine)
 
     opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
     return Importer({}, "float32", keep_params_in_input=False).from_onnx(proto.graph, opset)

@@ -271,7 +271,7 @@ FLIPPED = -0x7F7F7F80  # the highest bit of every byte: 128 more or less
 
 def offset_of(dtype: str, kind: str) -> tuple[int, bool]:
     """How far below an instruction's operands the values of a type are, and whether their highest bit flips."""
-    if kind == dots.SDOT:
+    if kind in dots.SIGNED:
         return (-128, True) if dtype == "uint8" else (0, False)
     return (0, False) if dtype == "uint8" else (128, True)
 

@@ -374,6 +374,7 @@ REASONS = {
 BYTES = {  # what computes a product of bytes, by the kind in `dots`
     dots.VNNI: "vpdpbusd",
     dots.SDOT: "sdot",
+    dots.DP4A: "__dp4a",
     dots.SMLAD: "smlad on pairs: the core has no product of four bytes",
     dots.PAIRS: "pmaddwd on pairs: the core has no AVX512-VNNI",
     dots.PORTABLE: "shifts and products: the core has no product of bytes that the compiler knows",

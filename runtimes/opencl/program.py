@@ -1,0 +1,150 @@
+"""A compiled folder on an OpenCL device: weights once, a state block for every stream, arguments bound beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgemem.errors import DeviceError, ModelFileError
+from edgemem.program import Array, Program, StateBlock
+from edgemem.runtimes.opencl.device import check_room, described
+from edgemem.runtimes.opencl.step import Launch, Place, Step
+from edgemem.text import first_line
+
+if TYPE_CHECKING:
+    from edgemem.contract import Contract
+
+
+class OpenclState(StateBlock):
+    """State and arena of one stream on the device, its queue, and every kernel with its arguments, by turn."""
+
+    def __init__(self, program: OpenclProgram) -> None:
+        import pyopencl as cl
+
+        self._cl, self._program, self._contract = cl, program, program.contract
+        step, context = program.step_plan, program.context
+        self.queue = cl.CommandQueue(context)
+        flags = cl.mem_flags.READ_WRITE
+        self.buffers = {
+            "weights": program.weights,
+            "arena": cl.Buffer(context, flags, step.sizes["arena"]),
+            "state": cl.Buffer(context, flags, step.sizes["state"]),
+        }
+        self.regions: dict[tuple[str, int, int], Any] = {}
+        self.outputs = {port.name: np.zeros(port.shape, port.dtype) for port in self._contract.outputs}
+        self.turn = 0
+        self.calls = tuple(
+            [self._bound(launch, turn) for launch in step.launches] for turn in ((0, 1) if step.turns else (0,))
+        )
+        self.reset()
+
+    def _bound(self, launch: Launch, turn: int) -> tuple[Any, tuple[int, ...], tuple[int, ...]]:
+        """A kernel of this stream's own, and its threads in all and in a block."""
+        kernel = self._cl.Kernel(self._program.built, launch.kernel)
+        kernel.set_args(*(self.region(place, turn) for place in launch.places))
+        threads = tuple(blocks * each for blocks, each in zip(launch.blocks, launch.threads, strict=True))
+        return kernel, threads, launch.threads
+
+    def region(self, place: Place, turn: int) -> Any:
+        """The buffer of a place."""
+        key = (place.space, place.offsets[turn], place.nbytes)
+        if key not in self.regions:
+            self.regions[key] = self.buffers[place.space].get_sub_region(place.offsets[turn], max(1, place.nbytes))
+        return self.regions[key]
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Launch one step and wait for its outputs."""
+        cl, queue, step, turn = self._cl, self.queue, self._program.step_plan, self.turn
+        for name, place in step.inputs.items():
+            array = np.ascontiguousarray(inputs[name])
+            cl.enqueue_copy(queue, self.buffers["arena"], array, dst_offset=place.offsets[0], is_blocking=True)
+        for kernel, threads, block in self.calls[turn]:
+            cl.enqueue_nd_range_kernel(queue, kernel, threads, block)
+        for name, array in self.outputs.items():
+            place = step.outputs[name]
+            source = self.buffers[place.space]
+            cl.enqueue_copy(queue, array, source, src_offset=place.offsets[turn], is_blocking=False)
+        for source_place, target in step.copies:
+            self._copy(source_place, target, turn)
+        queue.finish()
+        self.turn = turn ^ 1 if step.turns else 0
+        return self.outputs
+
+    def _copy(self, source: Place, target: Place, turn: int) -> None:
+        self._cl.enqueue_copy(
+            self.queue,
+            self.buffers[target.space],
+            self.buffers[source.space],
+            byte_count=source.nbytes,
+            src_offset=source.offsets[turn],
+            dst_offset=target.offsets[turn],
+        )
+
+    def get(self) -> dict[str, Array]:
+        values = {state.name: np.empty(state.shape, state.dtype) for state in self._contract.states}
+        for name, array in values.items():
+            offset = self._program.step_plan.states[name].offsets[self.turn]
+            self._cl.enqueue_copy(self.queue, array, self.buffers["state"], src_offset=offset, is_blocking=True)
+        return values
+
+    def set(self, values: Mapping[str, Array]) -> None:
+        for name, place in self._program.step_plan.states.items():
+            array = np.ascontiguousarray(values[name])
+            self._cl.enqueue_copy(
+                self.queue, self.buffers["state"], array, dst_offset=place.offsets[self.turn], is_blocking=True
+            )
+
+    def reset(self) -> None:
+        zeros = np.zeros(self._program.step_plan.sizes["state"], np.uint8)
+        self._cl.enqueue_copy(self.queue, self.buffers["state"], zeros, is_blocking=True)
+        self.turn = 0
+        self.set(self._program.start)
+
+
+class OpenclProgram(Program):
+    """Kernels built for one device, and weights on it, shared by streams."""
+
+    runtime = "opencl"
+
+    def __init__(
+        self, contract: Contract, step: Step, text: str, weights: bytes, start: Mapping[str, Array], device: Any
+    ) -> None:
+        import pyopencl as cl
+
+        self.contract, self.step_plan, self.start, self.device = contract, step, dict(start), device
+        self.weight_bytes = step.sizes["weights"]
+        check_room(device, sum(step.sizes.values()), max(step.sizes.values()), contract.model.name)
+        try:
+            self.context = cl.Context([device])
+            self.built = cl.Program(self.context, text).build()
+            copied = cl.mem_flags.READ_ONLY | cl.mem_flags.COPY_HOST_PTR
+            self.weights = cl.Buffer(self.context, copied, hostbuf=np.frombuffer(weights, np.uint8))
+        except cl.Error as error:
+            raise DeviceError(
+                f"{described(device)} refuses the program: {first_line(error)}; update its driver"
+            ) from error
+        known = {kernel.function_name for kernel in self.built.all_kernels()}
+        missing = sorted({launch.kernel for launch in step.launches} - known)
+        if missing:
+            raise ModelFileError(f"the kernels have no {missing[0]}, which the step launches; compile the model again")
+
+    def new_state(self) -> OpenclState:
+        import pyopencl as cl
+
+        try:
+            return OpenclState(self)
+        except cl.Error as error:
+            raise DeviceError(
+                f"{described(self.device)} has no room for another stream: {first_line(error)}"
+            ) from error
+
+    def step(self, inputs: Mapping[str, Array], state: StateBlock) -> dict[str, Array]:
+        import pyopencl as cl
+
+        assert isinstance(state, OpenclState)
+        try:
+            return state.run(inputs)
+        except cl.Error as error:
+            raise DeviceError(f"{described(self.device)} failed in a step: {first_line(error)}") from error

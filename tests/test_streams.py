@@ -1,0 +1,142 @@
+"""Many streams in one program: each as if it were alone, in every runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import edgemem
+from edgemem.errors import InputError, SnapshotError, StreamError, UsageError
+from edgemem.export import export_model
+from edgemem.program import Program
+from edgemem.streams import Streams
+from tests.zoo import SMALL
+
+BATCH = 3
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`NAME.onnx` for one stream and `NAMEs.onnx` for three, of tokens and of features."""
+    folder = tmp_path_factory.mktemp("streams")
+    for name in ("rwkv4", "kws-lmuformer", "folding"):
+        export_model(name, folder / f"{name}.onnx", SMALL[name], seed=1)
+        export_model(name, folder / f"{name}s.onnx", SMALL[name], seed=1, batch=BATCH)
+    return folder
+
+
+def chunk(program: Program, seed: int) -> Any:
+    port = program.contract.inputs[0]
+    rng = np.random.default_rng(seed)
+    if port.range is not None:
+        return rng.integers(port.range[0], port.range[1] + 1, port.shape[1:])
+    return rng.normal(size=port.shape[1:]).astype(port.dtype)
+
+
+@pytest.mark.parametrize("runtime", ["ort", "aot", "tvm", "opencl"])
+@pytest.mark.parametrize("name", ["rwkv4", "kws-lmuformer"])
+def test_a_stream_is_as_if_alone(name: str, runtime: str, files: Path) -> None:
+    """Streams come, pause, are reset and go; each gives what one stream of its own does."""
+    program = loaded(files / f"{name}s.onnx", runtime)
+    alone = edgemem.load(files / f"{name}.onnx")
+    streams = Streams(program)
+    a, b = streams.open(), streams.open()
+    twin_a, twin_b, twin_c = alone.stream(), alone.stream(), alone.stream()
+
+    def compare(steps: dict[Any, tuple[Any, int]]) -> None:
+        given = {place: chunk(program, seed) for place, (_, seed) in steps.items()}
+        found = streams.step(given)
+        for place, (twin, _) in steps.items():
+            np.testing.assert_allclose(found[place], twin.step(given[place][None])[0], rtol=1e-4, atol=1e-5)
+
+    compare({a: (twin_a, 1), b: (twin_b, 2)})
+    compare({a: (twin_a, 3)})
+    c = streams.open()
+    compare({c: (twin_c, 4), b: (twin_b, 5)})
+    streams.reset(a)
+    twin_a.reset()
+    compare({a: (twin_a, 6), b: (twin_b, 7), c: (twin_c, 8)})
+    streams.close(b)
+    d = streams.open()
+    assert d.row == b.row
+    compare({d: (alone.stream(), 9), a: (twin_a, 10)})
+
+
+def loaded(path: Path, runtime: str) -> Program:
+    if runtime in ("aot", "tvm", "opencl"):
+        pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
+    if runtime == "opencl":
+        from tests.test_opencl import has_pocl
+
+        if not has_pocl():
+            pytest.skip("no PoCL on this machine: make boards")
+    options = {"board": "host"} if runtime == "tvm" else {}
+    return edgemem.load(path, runtime=runtime, **options)
+
+
+def test_a_stream_of_nan_spoils_nobody(files: Path) -> None:
+    """Bit for bit: a neighbour full of NaN changes nothing."""
+    program = edgemem.load(files / "kws-lmuformers.onnx")
+    quiet, loud = Streams(program, nan="allow"), Streams(program, nan="allow")
+    places = [(quiet.open(), loud.open()) for _ in range(BATCH)]
+    for step in range(8):
+        chunks = [chunk(program, 10 * step + row) for row in range(BATCH)]
+        good = quiet.step({places[row][0]: chunks[row] for row in range(BATCH)})
+        chunks[1] = np.full_like(chunks[1], np.nan)
+        bad = loud.step({places[row][1]: chunks[row] for row in range(BATCH)})
+        for row in (0, 2):
+            assert np.array_equal(good[places[row][0]], bad[places[row][1]])
+        assert np.isnan(bad[places[1][1]]).any()
+
+
+@settings(max_examples=25, deadline=None)
+@given(plan=st.lists(st.sets(st.integers(0, BATCH - 1)), max_size=8))
+def test_any_schedule_is_the_same(plan: list[set[int]], files: Path) -> None:
+    program, alone = edgemem.load(files / "rwkv4s.onnx"), edgemem.load(files / "rwkv4.onnx")
+    streams = Streams(program)
+    places, twins = [streams.open() for _ in range(BATCH)], [alone.stream() for _ in range(BATCH)]
+    for step, rows in enumerate(plan):
+        given_ = {places[row]: chunk(program, 100 * step + row) for row in rows}
+        found = streams.step(given_)
+        for row in rows:
+            np.testing.assert_allclose(found[places[row]], twins[row].step(given_[places[row]][None])[0], atol=1e-5)
+
+
+def test_snapshots_go_between_batches(files: Path) -> None:
+    program, alone = edgemem.load(files / "rwkv4s.onnx"), edgemem.load(files / "rwkv4.onnx").stream()
+    streams = Streams(program)
+    streams.open()
+    place = streams.open()
+    for seed in range(3):
+        streams.step({place: chunk(program, seed)})
+    alone.restore(streams.snapshot(place))
+    third = streams.open(alone.snapshot())
+    assert alone.position == 3
+    found = streams.step({third: chunk(program, 9), place: chunk(program, 9)})
+    assert np.array_equal(found[third], found[place])
+    np.testing.assert_allclose(found[third], alone.step(chunk(program, 9)[None])[0], atol=1e-5)
+
+
+def test_what_cannot_be_is_refused(files: Path) -> None:
+    program = edgemem.load(files / "rwkv4s.onnx")
+    streams = Streams(program)
+    places = [streams.open() for _ in range(BATCH)]
+    assert len(streams) == BATCH and streams.free == 0
+    with pytest.raises(StreamError, match="all 3 places are taken; close a stream"):
+        streams.open()
+    before = [streams.snapshot(place) for place in places]
+    with pytest.raises(InputError, match="stream in place 1: input tokens"):
+        streams.step({places[0]: np.array([1]), places[1]: np.array([10_000])})
+    assert [streams.snapshot(place) for place in places] == before
+    streams.close(places[2])
+    with pytest.raises(StreamError, match="place 2 was closed"):
+        streams.step({places[2]: np.array([1])})
+    with pytest.raises(SnapshotError, match="truncated or altered"):
+        streams.open(b"nothing")
+    with pytest.raises(UsageError, match="looks 2 frames ahead"):
+        Streams(edgemem.load(files / "foldings.onnx"))
