@@ -26,7 +26,7 @@ MORE = {
     "kws-spiking-lmuformer": SPOTTER,
     "kws-transformer": {"layers": 1, "width": 24, "heads": 2, "ffn": 48, "features": 12, "segment": 4, "left": 8},
 }
-SANITIZED = ("-O1", "-std=gnu99", "-fPIC", "-shared", "-ffp-contract=off", "-fsanitize=undefined",
+SANITIZED = ("-O0", "-std=gnu99", "-fPIC", "-shared", "-ffp-contract=off", "-fsanitize=undefined",
              "-fno-sanitize=alignment")  # fmt: skip
 
 

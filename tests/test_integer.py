@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edgemem
+from edgemem.cli.main import cli
 from edgemem.runtimes.aot.graph import Tensor
 from edgemem.runtimes.firmware import elf
 from edgemem.runtimes.integer.errors import NotInteger
@@ -100,34 +102,37 @@ def test_a_model_without_integer_kernels_keeps_float_ones_and_says_why(tmp_path:
     from edgemem.export import to_onnx
     from edgemem.quant import quantize
 
-    class Wave(torch.nn.Module):
+    class Clamped(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.state = (edgemem.StateTensor("phase", (64,)),)
+            self.state = (edgemem.StateTensor("level", (64,)),)
             self.drive = torch.nn.Linear(64, 64)
 
         def step(self, x: torch.Tensor, state: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            phase = 0.5 * state["phase"] + self.drive(x)
-            return torch.sin(phase), {"phase": phase}
+            level = 0.5 * state["level"] + self.drive(x)
+            return torch.clamp(level, -1.0, 1.0), {"level": level}
 
-    to_onnx(Wave(), torch.zeros(1, 1, 64), tmp_path / "w.onnx")
+    to_onnx(Clamped(), torch.zeros(1, 1, 64), tmp_path / "w.onnx")
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32))
     quantize(tmp_path / "w.onnx", tmp_path / "q.onnx", "w8a8", calibrate=tmp_path / "x.npy", steps=8)
-    with pytest.raises(NotInteger, match="Sin has no integer kernel"):
+    with pytest.raises(NotInteger, match="Clip of numbers that are not whole"):
         IntegerProgram(tmp_path / "q.onnx")
+    needs("mps2_an386")
+    done = CliRunner().invoke(
+        cli, ["compile", str(tmp_path / "q.onnx"), "--board", "mps2_an386", "-o", str(tmp_path / "fw")]
+    )
+    assert done.exit_code == 0, done.output
+    assert "the step keeps float kernels: Clip of numbers that are not whole" in " ".join(done.stderr.split())
 
 
 def test_a_picture_shows_every_tensor_of_the_arena(spotter: Path, tmp_path: Path) -> None:
     """No two tensors that live at the same time share a byte, and all lie inside the arena."""
     from xml.etree import ElementTree
 
-    from click.testing import CliRunner
-
-    from edgemem.cli.main import cli
-
     needs("mps2_an385")
     command = ["compile", str(spotter), "--board", "mps2_an385", "-o", str(tmp_path / "fw"), "--report"]
-    assert CliRunner().invoke(cli, command).exit_code == 0
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 0 and "the step runs in integers" in done.stderr
     facts = manifest(tmp_path / "fw")
     rows = facts["arena"]
     boxes = ElementTree.parse(tmp_path / "fw" / "memory.svg").findall(".//{*}rect/{*}title")

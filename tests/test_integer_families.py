@@ -23,6 +23,7 @@ pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edg
 BOARDS = ("mps2_an386", "mps2_an500", "riscv32_virt")
 FLOAT_KINDS = {"quantize", "dequantize", "wide", "wide_sum", "exponential", "move", "select", "compare", "cast"}
 SEEDS = st.integers(0, 2**32 - 1)
+MODELS = [*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +44,8 @@ def pair(name: str, folder: Path, pairs: dict[str, tuple[IntegerProgram, Program
     return pairs[name]
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *MORE])
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("name", MODELS)
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=SEEDS)
 def test_c_gives_the_bytes_of_numpy(
     name: str,
@@ -78,7 +79,7 @@ def assert_same(wanted: dict[str, Array], came: dict[str, Array]) -> None:
         np.testing.assert_array_equal(value.reshape(-1), came[name].reshape(-1), err_msg=name)
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *MORE])
+@pytest.mark.parametrize("name", MODELS)
 def test_a_step_in_integers_is_near_the_step_in_float(
     name: str, folder: Path, pairs: dict[str, tuple[IntegerProgram, Program]]
 ) -> None:
@@ -89,7 +90,7 @@ def test_a_step_in_integers_is_near_the_step_in_float(
     assert found.holds, found.first_divergence
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *MORE])
+@pytest.mark.parametrize("name", MODELS)
 def test_nothing_but_the_ends_and_wide_states_is_float(
     name: str, folder: Path, pairs: dict[str, tuple[IntegerProgram, Program]]
 ) -> None:

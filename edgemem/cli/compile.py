@@ -73,6 +73,8 @@ def command(
         f"(no plan can do with less than {human_bytes(sizes['arena_lower_bound'])})",
         highlight=False,
     )
+    if "integer" in manifest:
+        stderr().print(f"  {integer_line(manifest['integer'])}", highlight=False)
     for line in product_lines(manifest["products"]):
         stderr().print(line, highlight=False)
     if "budget" in manifest:
@@ -96,6 +98,11 @@ def prediction_line(found: Mapping[str, Any] | None) -> str:
         f"{found['fitted_on']}), {1e3 * found['seconds']:.3g} ms or more at {found['clock_hz'] / 1e6:g} MHz"
     )
     return text if found["load"] is None else f"{text}: {found['load']:.0%} of real time"
+
+
+def integer_line(integer: Mapping[str, Any]) -> str:
+    """Whether the step runs in integers, and if not, what keeps it from that."""
+    return "the step runs in integers" if integer["step"] else f"the step keeps float kernels: {integer['reason']}"
 
 
 def product_lines(products: Sequence[Mapping[str, Any]]) -> list[str]:
