@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
 from tvm import relax
 
-from edgemem.runtimes.aot.quantized import products
+from edgemem.runtimes.aot.quantized import products, reasons, tables
 from edgemem.runtimes.aot.quantized.weights import Codes, Half, Int4, Int8, nibbles, widened
 from edgemem.runtimes.aot.schedules import lookup
 from edgemem.runtimes.aot.schedules.matmul import Panel
@@ -68,6 +68,52 @@ def narrow(rng: np.random.Generator, kind: str, k: int, n: int) -> tuple[Any, Ar
     books = rng.standard_normal((2, 256, 4)).astype("f")
     decoded = sum(book[code].reshape(n, k) for book, code in zip(books.astype("d"), codes, strict=True))
     return Codes(codes, books, scale), (decoded * scale[:, None]).T
+
+
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs", "dim", "entries", "residual"),
+    [
+        (1, 512, 200, 4, 256, 1),
+        (3, 96, 64, 2, 100, 1),
+        (1, 64, 130, 8, 256, 2),
+        (4, 40, 10, 4, 16, 2),
+        (1, 7, 33, 1, 64, 1),
+    ],
+)
+def test_codes_by_tables(
+    tmp_path: Path, rows: int, inputs: int, outputs: int, dim: int, entries: int, residual: int
+) -> None:
+    """Tables of one, two and four registers, one and several books, blocks of groups, outputs that fill no panel."""
+    rng = np.random.default_rng(inputs)
+    codes = rng.integers(0, entries, (residual, outputs, inputs // dim)).astype(np.uint8)
+    codes[:, 0], codes[:, 1] = 0, entries - 1
+    books = rng.standard_normal((residual, entries, dim)).astype("f")
+    scale = rng.uniform(0.5, 2, outputs).astype("f")
+    x = rng.standard_normal((rows, inputs)).astype("f")
+    x[0] *= 1e-20
+    matrix = Codes(codes, books, scale)
+    assert tables.fits(HOST, matrix) or "avx512vbmi" not in features()
+    y, schedule = computed(tmp_path, x, lambda builder, a: products.product(builder, a, matrix, HOST))
+    decoded = sum(book[code].reshape(outputs, inputs) for book, code in zip(books.astype("d"), codes, strict=True))
+    wanted = x.astype("d") @ (decoded * scale[:, None].astype("d")).T
+    error = np.abs(y - wanted).max(axis=1) / np.abs(wanted).max(axis=1)
+    assert (error < 3e-6).all(), error
+    assert schedule in ("tables", "loops") or "avx512vbmi" not in features()  # loops: what takes the padding away
+
+
+def test_codes_by_tables_keep_what_is_not_finite(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    matrix, _ = narrow(rng, "vq", 64, 256)
+    x = rng.standard_normal((3, 64)).astype("f")
+    x[0, 3], x[1, 5] = np.nan, np.inf
+    y, _ = computed(tmp_path, x, lambda builder, a: products.product(builder, a, matrix, HOST))
+    assert not np.isfinite(y[:2]).any() and np.isfinite(y[2]).all()
+
+
+def features() -> str:
+    """What the processor says that it has."""
+    info = Path("/proc/cpuinfo")
+    return info.read_text().replace("_", "") if info.exists() else ""
 
 
 def test_a_short_last_group(tmp_path: Path) -> None:
@@ -158,3 +204,20 @@ def test_dynamic_quantization_equals_onnxruntime(tmp_path: Path, x: list[float])
     for index, expected in ((0, wanted[0]), (2, wanted[1])):
         y, _ = computed(tmp_path, value, lambda builder, a, at=index: products.dynamic(builder, a, HOST)[at])
         np.testing.assert_array_equal(y, expected)
+
+
+def test_the_report_says_why_no_better() -> None:
+    """Every branch that picks a kernel, on cores with and without the instructions."""
+    rng = np.random.default_rng(0)
+    plain = replace(HOST, dot="portable")
+    few, many = (Codes(rng.integers(0, 9, (1, n, 4)).astype(np.uint16), rng.standard_normal((1, e, 2)).astype("f"),
+                       np.ones(n, "f")) for n, e in ((8, 256), (512, 300)))  # fmt: skip
+    matrix, _ = narrow(rng, "w8", 8, 8)
+    assert reasons.of_product(matrix, 1, plain).endswith("the core sums no four products of bytes at once")
+    assert reasons.of_product(few, 5, plain).startswith("5 rows read each panel")
+    assert reasons.of_product(few, 1, plain).endswith("no AVX512-VBMI to look up 64 at once")
+    if tables.permutes(HOST):
+        assert reasons.of_product(matrix, 1, HOST).endswith("numbers of three bytes, vpdpbusd")
+        assert reasons.of_product(few, 1, HOST).endswith("256 entries would take longer to make than 8 outputs to read")
+        assert reasons.of_product(many, 1, HOST).endswith("tables hold 256 entries, the codebook has 300")
+        assert reasons.of_product(narrow(rng, "vq", 8, 256)[0], 4, HOST).startswith("tables of the activations'")

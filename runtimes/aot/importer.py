@@ -59,7 +59,7 @@ def imported(model: ModelFile, machine: Machine, converter: Converter | None = N
     from edgemem.runtimes.aot.quantized.recogniser import recognised
 
     proto = onnx.load(str(model.path))
-    found = recognised(proto, machine.dot)
+    found = recognised(proto, machine)
     used = {name for node in proto.graph.node for name in node.input}
     kept = [value for value in proto.graph.initializer if value.name in used]  # start values are not the step's
     del proto.graph.initializer[:]

@@ -13,7 +13,7 @@ group makes t so, and with it all that is computed from the group.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,24 +52,31 @@ class Digits:
     sums: Expr
 
 
-def digits(builder: Any, x: Expr, group: int, machine: Machine) -> Digits:
-    """x [..., K] in groups of `group`."""
-    *lead, width = shape_of(x)
+def value_of(x: Any, group: int) -> Callable[[Expr, Expr], Expr]:
+    """Element c of group q of x [rows, K], 0 behind the end of a row."""
+    width = int(x.shape[1])
     count = -(-width // group)
-    x = reshaped(builder, x, (math.prod(lead), width))
-    size = math.prod(lead) * count
-    lanes = rows.lanes_of(machine, group)
-    nothing = tirx.const(0.0, FLOAT)
 
-    def value(a: Any, q: Expr, c: Expr) -> Expr:
+    def value(q: Expr, c: Expr) -> Expr:
         k = (q % count) * group + c
         if width % group == 0:
-            return a(q // count, k)
-        return tirx.if_then_else(k < width, a(q // count, tirx.min(k, width - 1)), nothing)
+            return x(q // count, k)
+        return tirx.if_then_else(k < width, x(q // count, tirx.min(k, width - 1)), tirx.const(0.0, FLOAT))
 
-    def step_of(a: Any) -> Any:
+    return value
+
+
+def steps(builder: Any, x: Expr, group: int, machine: Machine) -> Expr:
+    """The step t of every group of x [rows, K]: float32 [Q]."""
+    count, width = shape_of(x)
+    size = count * -(-width // group)
+    lanes = rows.lanes_of(machine, group)
+
+    def form(a: Any) -> Any:
+        value = value_of(a, group)
+
         def magnitude(q: Expr, c: Expr) -> Expr:
-            return tirx.reinterpret("int32", value(a, q, c)) & tirx.const(0x7FFFFFFF, "int32")
+            return tirx.reinterpret("int32", value(q, c)) & tirx.const(0x7FFFFFFF, "int32")
 
         top = rows.reduced(magnitude, [size], group, lanes, "top", te.max, tirx.max)
         least, share = tirx.const(SMALLEST_BITS, "int32"), tirx.const(1 / LIMIT, FLOAT)
@@ -77,17 +84,26 @@ def digits(builder: Any, x: Expr, group: int, machine: Machine) -> Digits:
             (size,), lambda q: tirx.reinterpret(FLOAT, tirx.max(top(q, 0), least)) * share, name=rows.LAST
         )
 
+    return emitted(builder, "digits_step", form, x, pattern=OPAQUE)
+
+
+def digits(builder: Any, x: Expr, group: int, machine: Machine) -> Digits:
+    """x [..., K] in groups of `group`."""
+    *lead, width = shape_of(x)
+    x = reshaped(builder, x, (math.prod(lead), width))
+    size = math.prod(lead) * -(-width // group)
+    lanes = rows.lanes_of(machine, group)
+
     def bytes_of(a: Any, t: Any) -> Any:
-        most, one = tirx.const(float(LIMIT), FLOAT), tirx.const(1.0, FLOAT)
+        value = value_of(a, group)
+        least, most, one = (tirx.const(float(v), FLOAT) for v in (-LIMIT, LIMIT, 1))
         up = te.compute((size,), lambda q: one / t(q), name="up")
-        whole = te.compute(
-            (size, group),
-            lambda q, c: tirx.min(tirx.max(mathops.nearest(value(a, q, c) * up(q)), nothing - most), most).astype(
-                "int32"
-            ),
-            name="whole",
-        )
-        return te.compute((size, DIGITS, group), lambda q, p, c: digit(whole(q, c), p), name=rows.LAST)
+
+        def whole(q: Expr, c: Expr) -> Expr:
+            return tirx.min(tirx.max(mathops.nearest(value(q, c) * up(q)), least), most).astype("int32")
+
+        number = te.compute((size, group), whole, name="whole")
+        return te.compute((size, DIGITS, group), lambda q, p, c: digit(number(q, c), p), name=rows.LAST)
 
     def sums_of(d: Any) -> Any:
         total = rows.reduced(
@@ -95,7 +111,7 @@ def digits(builder: Any, x: Expr, group: int, machine: Machine) -> Digits:
         )
         return te.compute((size, DIGITS), lambda q, p: total(q, p, 0), name=rows.LAST)
 
-    step = emitted(builder, "digits_step", step_of, x, pattern=OPAQUE)
+    step = steps(builder, x, group, machine)
     made = emitted(builder, "digits", bytes_of, x, step, pattern=OPAQUE)
     return Digits(made, step, emitted(builder, "digits_sums", sums_of, made, pattern=OPAQUE))
 

@@ -1,9 +1,10 @@
 """Operators of edgemem's own as tensor expressions; weights are packed for the core when the model is imported.
 
 w8, f16   y[n] = s[n] sum_k x[k] wide(w[k, n])                             panels [N / P, K, P]
+w8, w4    on cores that sum products of four bytes: `digits`
 w4        y[n] = sum_g 16 s[g, n] sum_k x[k] ((q[k, n] + 24) / 16 - 1.5)    panels [N / P, K / 8, P]
 vq        y[n] = s[n] sum_k x[k] book[code[k / dim, n], k mod dim]         codes [N / C, K / dim, C]
-          or, for many rows, a product with panels that are decoded first
+          or, for many rows, a product with panels that are decoded first; where bytes are permuted: `tables`
 integer   y[n] = sum_k (x[k] - z) w[k, n], in int32                        panels [N / P, K / 4, P]
 """
 
@@ -19,7 +20,7 @@ from tvm import ir, relax, te, tirx
 from edgemem.runtimes.aot import dots, mathops
 from edgemem.runtimes.aot.folding import dtype_of, shape_of
 from edgemem.runtimes.aot.machine import Machine
-from edgemem.runtimes.aot.quantized import digits, recogniser
+from edgemem.runtimes.aot.quantized import digits, recogniser, tables
 from edgemem.runtimes.aot.quantized.emitting import FLOAT, OPAQUE, constant, emitted, reshaped, trimmed
 from edgemem.runtimes.aot.quantized.weights import (
     EIGHT,
@@ -87,6 +88,8 @@ def product(builder: Any, x: Expr, matrix: Narrow, machine: Machine) -> Expr:
         )  # fmt: skip
     if isinstance(matrix, Int4):
         return four_bit(builder, x, matrix, shape, machine)
+    if count <= lookup.MOST_ROWS and tables.fits(machine, matrix):
+        return tables.product(builder, x, matrix, shape, machine)
     if count <= lookup.MOST_ROWS:
         return looked_up(builder, x, matrix, shape, machine)
     return decoded_product(builder, x, matrix, shape, panel)

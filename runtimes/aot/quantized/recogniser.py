@@ -16,13 +16,15 @@ Here D may stand under a Transpose. What each product became, and why nothing be
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from edgemem.runtimes.aot import dots
+from edgemem.runtimes.aot.machine import Machine
+from edgemem.runtimes.aot.quantized import reasons
 from edgemem.runtimes.aot.quantized.weights import GROUP, Codes, Half, Int4, Int8, Narrow
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -53,16 +55,16 @@ class Recognised:
     products: list[Row] = field(default_factory=list)
 
 
-def recognised(proto: Any, dot: str = dots.VNNI) -> Recognised:
-    """Rewrite a model in place; `dot` says how the core multiplies bytes, for the report."""
-    return Recogniser(proto, dot).run()
+def recognised(proto: Any, machine: Machine) -> Recognised:
+    """Rewrite a model in place; what the core can do is for the report."""
+    return Recogniser(proto, machine).run()
 
 
 class Recogniser:
     """One walk over the nodes of a graph."""
 
-    def __init__(self, proto: Any, dot: str) -> None:
-        self.dot = dot
+    def __init__(self, proto: Any, machine: Machine) -> None:
+        self.machine = machine
         self.graph = proto.graph
         self.constants = {value.name: value for value in self.graph.initializer}
         self.arrays: dict[str, Array] = {}
@@ -200,14 +202,14 @@ class Recogniser:
                 return self.declined(node, matrix, "the shape of its input is not known")
             if isinstance(matrix, Int8) and self.static(node, matrix):
                 return True
-            self.product(node, matrix, left, node.output[0], right)
+            self.product(node, matrix, left, node.output[0], right, math.prod(shape[:-1]))
             return True
         matrix = self.by_row(left)
         if matrix is None or len(self.shapes.get(right, ())) != 2:
             return False
         turned, made = f"{node.output[0]}.turned", f"{node.output[0]}.columns"
         self.plain("Transpose", [right], [turned], perm=[1, 0])
-        self.product(node, matrix, turned, made, left)
+        self.product(node, matrix, turned, made, left, self.shapes[right][1])
         self.plain("Transpose", [made], [node.output[0]], perm=[1, 0])
         return True
 
@@ -225,12 +227,12 @@ class Recogniser:
         self.plain("Cast", [total], [whole], to=1)
         factor = self.stored(f"{y}.factor", np.float32(step.reshape(())) * matrix.scale)
         self.plain("Mul", [whole, factor], [y])
-        self.report(node, node.input[1], matrix.shape, "w8a8", BYTES[self.dot])
+        self.report(node, node.input[1], matrix.shape, "w8a8", reasons.BYTES[self.machine.dot])
         return True
 
-    def product(self, node: Node, matrix: Narrow, x: str, y: str, weight: str) -> None:
+    def product(self, node: Node, matrix: Narrow, x: str, y: str, weight: str, rows: int) -> None:
         self.own(PRODUCT, [x], [y], matrix=self.number(weight, matrix))
-        self.report(node, weight, matrix.shape, matrix.kernel, REASONS[matrix.kernel])
+        self.report(node, weight, matrix.shape, matrix.kernel, reasons.of_product(matrix, rows, self.machine))
 
     def rule_MatMulInteger(self, node: Node) -> bool:
         """int8 activations times an int8 matrix."""
@@ -238,7 +240,7 @@ class Recogniser:
         if q is None or q.ndim != 2 or q.dtype != np.int8 or (len(node.input) > 3 and node.input[3]):
             return False
         self.own(INTEGER, node.input[:1] + node.input[2:3], node.output, matrix=self.number(node.input[1], q))
-        self.report(node, node.input[1], q.shape, "w8a8", BYTES[self.dot])
+        self.report(node, node.input[1], q.shape, "w8a8", reasons.BYTES[self.machine.dot])
         return True
 
     def rule_DynamicQuantizeLinear(self, node: Node) -> bool:
@@ -363,22 +365,6 @@ class Recogniser:
         from onnx import helper
 
         self.nodes.append(helper.make_node(kind, list(inputs), list(outputs), name=outputs[0], **attributes))
-
-
-REASONS = {
-    "w8": "activations are float32 in this scheme",
-    "f16": "float16 weights are widened in registers",
-    "w4": "activations are float32 in this scheme",
-    "vq": "entries of the codebook are read one by one, float32 activations",
-}
-BYTES = {  # what computes a product of bytes, by the kind in `dots`
-    dots.VNNI: "vpdpbusd",
-    dots.SDOT: "sdot",
-    dots.DP4A: "__dp4a",
-    dots.SMLAD: "smlad on pairs: the core has no product of four bytes",
-    dots.PAIRS: "pmaddwd on pairs: the core has no AVX512-VNNI",
-    dots.PORTABLE: "shifts and products: the core has no product of bytes that the compiler knows",
-}
 
 
 def attribute(node: Node, name: str, default: Any) -> Any:

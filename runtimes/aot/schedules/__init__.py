@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgemem.runtimes.aot.machine import Machine
 
+WRITTEN = "edgemem.written"  # attribute of a PrimFunc that is written in its order of execution: the schedule's name
+
 
 def scheduled(function: Any, machine: Machine) -> tuple[Any, str]:
     """A PrimFunc in its order of execution, and the name of the schedule that it got.
@@ -20,6 +22,8 @@ def scheduled(function: Any, machine: Machine) -> tuple[Any, str]:
     from edgemem.runtimes.aot.schedules import attention, digits, groups, lookup, matmul, rows, spatial
     from edgemem.runtimes.aot.schedules.blocks import block_names
 
+    if WRITTEN in (function.attrs or {}):
+        return function, str(function.attrs[WRITTEN])
     sch = Schedule(function, error_render_level="none")
     names, product = block_names(sch), matmul.product_of(sch)
     attempts: list[tuple[str, Any]] = []

@@ -1,0 +1,44 @@
+"""Why a product got the kernel that it has, and what stands in the way of a better one: for the report."""
+
+from __future__ import annotations
+
+from edgemem.runtimes.aot import dots
+from edgemem.runtimes.aot.machine import Machine
+from edgemem.runtimes.aot.quantized import digits, tables
+from edgemem.runtimes.aot.quantized.weights import Codes, Half, Narrow
+from edgemem.runtimes.aot.schedules import lookup
+
+BYTES = {  # what computes a product of bytes, by the kind in `dots`
+    dots.VNNI: "vpdpbusd",
+    dots.SDOT: "sdot",
+    dots.DP4A: "__dp4a",
+    dots.SMLAD: "smlad on pairs: the core has no product of four bytes",
+    dots.PAIRS: "pmaddwd on pairs: the core has no AVX512-VNNI",
+    dots.PORTABLE: "shifts and products: the core has no product of bytes that the compiler knows",
+}
+
+
+def of_product(matrix: Narrow, rows: int, machine: Machine) -> str:
+    """Of float32 activations [rows, K] times a narrow matrix; the branches of `products.product`."""
+    if isinstance(matrix, Half):
+        return "float16 weights are widened in registers"
+    if isinstance(matrix, Codes):
+        return of_codes(matrix, rows, machine)
+    if digits.fits(machine):
+        return f"float32 activations as numbers of three bytes, {BYTES[machine.dot]}"
+    return "float32 activations, weights widened in registers: the core sums no four products of bytes at once"
+
+
+def of_codes(matrix: Codes, rows: int, machine: Machine) -> str:
+    """Of vector codes."""
+    entries, outputs = matrix.books.shape[1], matrix.shape[1]
+    if rows > lookup.MOST_ROWS:
+        return f"{rows} rows read each panel of weights, decoded once in every step"
+    if tables.fits(machine, matrix):
+        return "tables of the activations' products with the codebook, 64 outputs at a time by vpermb or vpermt2b"
+    one_by_one = "entries of the codebook are read one by one, float32 activations"
+    if not tables.permutes(machine):
+        return f"{one_by_one}: the core has no AVX512-VBMI to look up 64 at once"
+    if entries > tables.MOST:
+        return f"{one_by_one}: tables hold {tables.MOST} entries, the codebook has {entries}"
+    return f"{one_by_one}: tables of {entries} entries would take longer to make than {outputs} outputs to read"
