@@ -29,6 +29,14 @@ def of_product(matrix: Narrow, rows: int, machine: Machine) -> str:
     return "float32 activations, weights widened in registers: the core sums no four products of bytes at once"
 
 
+def of_static(machine: Machine) -> str:
+    """Of int8 times int8 with scales from calibration, in a step that is not wholly in integers."""
+    between = "what lies between products is rounded where the file rounds"
+    if machine.lanes > 1:
+        return f"{BYTES[machine.dot]}; {between}: vectors of floats are faster than a whole step in integers"
+    return f"{BYTES[machine.dot]}; {between}"
+
+
 def of_codes(matrix: Codes, rows: int, machine: Machine) -> str:
     """Of vector codes."""
     entries, outputs = matrix.books.shape[1], matrix.shape[1]

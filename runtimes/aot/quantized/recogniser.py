@@ -227,7 +227,7 @@ class Recogniser:
         self.plain("Cast", [total], [whole], to=1)
         factor = self.stored(f"{y}.factor", np.float32(step.reshape(())) * matrix.scale)
         self.plain("Mul", [whole, factor], [y])
-        self.report(node, node.input[1], matrix.shape, "w8a8", reasons.BYTES[self.machine.dot])
+        self.report(node, node.input[1], matrix.shape, "w8a8", reasons.of_static(self.machine))
         return True
 
     def product(self, node: Node, matrix: Narrow, x: str, y: str, weight: str, rows: int) -> None:
