@@ -128,13 +128,19 @@ def accumulate(call: Call) -> Expr:
     LLVM keeps the two apart: the product would go into a register of zeros, and from there to the sum.
     """
     total, product = call.args
-    name = str(getattr(getattr(product, "op", None), "name", ""))
-    return Call(product.op, [*product.args, total], ret_ty=product.ty) if name in JOINED else total + product
+    return Call(product.op, [*product.args, total], ret_ty=product.ty) if is_joined(product) else total + product
+
+
+def is_joined(product: Expr) -> bool:
+    return str(getattr(getattr(product, "op", None), "name", "")) in JOINED
 
 
 def summed(product: Expr, axis: Any) -> Expr:
-    """A reduction of products of bytes; what `te.sum` is to floats."""
+    """A reduction of products of bytes: `te.sum`, or what becomes one instruction with the product."""
     from tvm import te
+
+    if not is_joined(product):
+        return te.sum(product, axis=axis)
 
     def plus(x: Expr, y: Expr) -> Expr:
         return tirx.call_intrin("int32", "tirx.edgemem_accumulate", x, y)
