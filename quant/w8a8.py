@@ -7,7 +7,8 @@
     right input that is no weight          int8                           one, by the calibrator
     bias of a product                      int32                          input scale x weight scale
     every other float tensor               int16                          one per group, twice the largest value seen
-    wide states and what updates them      float32                        none
+    wide states, and what is computed      float32                        none
+    from them up to the next int8 product
 
     before                            after
     Add(MatMul(x, W), b)              Add(MatMul(DQ(Q(x)), DQ(W.q, axis=1)), DQ(b.q))
