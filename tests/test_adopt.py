@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper
 
 import edgemem
+from edgemem import contract as contracts
 from edgemem.cli.main import cli
-from edgemem.errors import EdgememError, ExportError, InputError, ModelFileError, UsageError
+from edgemem.errors import ContractError, EdgememError, ExportError, InputError, ModelFileError, UsageError
 from edgemem.export.adopt import Adopted, Request, adopt
 from edgemem.foreign import adoption_of
 from edgemem.verify import verify
@@ -123,6 +125,59 @@ def test_start_values(tmp_path: Path) -> None:
         adopt(path, tmp_path / "n.onnx", Request(inits={"mean": tmp_path / "short.npy"}))
     with pytest.raises(UsageError, match="--init other: there is no such state; there are mean"):
         adopt(path, tmp_path / "n.onnx", Request(inits={"other": tmp_path / "start.npy"}))
+
+
+def test_an_altered_weight_fails_verify(tmp_path: Path) -> None:
+    path = average(tmp_path / "f.onnx")
+    adopt(path, tmp_path / "m.onnx", steps=16)
+    model = onnx.load(tmp_path / "m.onnx")
+    half = next(tensor for tensor in model.graph.initializer if tensor.name == "half")
+    half.CopyFrom(onnx.numpy_helper.from_array(np.array(0.25, np.float32), "half"))
+    onnx.save(model, tmp_path / "m.onnx")
+    stages = {stage.name: stage for stage in verify(tmp_path / "m.onnx", 16, reference=path).stages}
+    assert not stages["weights"].holds and "half" in str(stages["weights"].first)
+    assert not stages["ort"].holds and str(stages["ort"].first).endswith("at step 0")
+
+
+def test_a_contract_that_names_other_tensors_is_refused(tmp_path: Path) -> None:
+    path = average(tmp_path / "f.onnx")
+    adopt(path, tmp_path / "m.onnx", steps=16)
+    model = onnx.load(tmp_path / "m.onnx")
+    entry = next(prop for prop in model.metadata_props if prop.key == contracts.KEY)
+    contract = contracts.decode(entry.value)
+    config = contract.model.config["adopted"]
+    assert isinstance(config, dict)
+    facts = contract.model.model_copy(update={"config": {"adopted": {**config, "constants": {"z": 1}}}})
+    entry.value = contracts.encode(contract.model_copy(update={"model": facts}))
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(ContractError, match=r"contract field model\.config\.adopted: .*f\.onnx has no input z"):
+        verify(tmp_path / "m.onnx", 8, reference=path)
+
+
+def test_the_command_shows_what_it_decided(tmp_path: Path) -> None:
+    path = average(tmp_path / "f.onnx")
+    shown = CliRunner().invoke(cli, ["adopt", str(path), "-o", str(tmp_path / "m.onnx")])
+    assert shown.exit_code == 0 and "state mean" in shown.stderr and "their names" in shown.stderr
+    result = CliRunner().invoke(cli, ["adopt", str(path), "-o", str(tmp_path / "m.onnx"), "--json", "--name", "a b/*c"])
+    found = json.loads(result.stdout)
+    assert found["model"]["name"] == "a-b-c" and found["parity"][0]["reference"] == "foreign"
+    assert {"what": "axis batch", "value": "1", "certainty": "likely", "reason": "one stream"} in found["decisions"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--state", "mean"],
+        ["--set", "x"],
+        ["--tail", "x=0"],
+        ["--range", "mean=2"],
+        ["--state", "a=b", "--state", "a=c"],
+    ],
+)
+def test_wrong_options_leave_2(options: list[str], tmp_path: Path) -> None:
+    command = ["adopt", str(average(tmp_path / "f.onnx")), "-o", str(tmp_path / "m.onnx"), *options]
+    result = CliRunner().invoke(cli, command)
+    assert isinstance(result.exception, UsageError) and options[0] in str(result.exception)
 
 
 # --- models that torch's own exporters wrote ---------------------------------------------------------------------

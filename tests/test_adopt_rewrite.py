@@ -129,6 +129,31 @@ def test_linear_attention(data: Any) -> None:
     check(model([node], feeds, ["y", "after"], opset=27), feeds, "LinearAttention")
 
 
+@settings(max_examples=25)
+@given(st.data())
+def test_convolutions_of_few_rows_become_products(data: Any) -> None:
+    batch, inputs, outputs, kernel, dilation, stride = (data.draw(st.integers(1, 3)) for _ in range(6))
+    left, right, rows = (data.draw(st.integers(0, 2)) for _ in range(3))
+    time = max(1, (kernel - 1) * dilation + 1 + rows * stride - left - right)
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    constants = {"w": floats(rng, outputs, inputs, kernel)}
+    if data.draw(st.booleans()):
+        constants["b"] = floats(rng, outputs)
+    node = helper.make_node("Conv", ["x", *constants], ["y"], kernel_shape=[kernel], dilations=[dilation],
+                            strides=[stride], pads=[left, right])  # fmt: skip
+    feeds = {"x": floats(rng, batch, inputs, time)}
+    check(model([node], feeds, ["y"], constants), feeds, "Conv")
+
+
+@pytest.mark.parametrize(("group", "time", "kernel"), [(2, 4, (3,)), (1, 40, (3,)), (1, 4, (2, 2))])
+def test_other_convolutions_stay(group: int, time: int, kernel: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(3)
+    feeds = {"x": floats(rng, 1, 2, *([time] * len(kernel)))}
+    node = helper.make_node("Conv", ["x", "w"], ["y"], group=group)
+    found = check(model([node], feeds, ["y"], {"w": floats(rng, 2, 2 // group, *kernel)}), feeds, "MatMul")
+    assert [node.op_type for node in found.graph.node] == ["Conv"]
+
+
 @pytest.mark.parametrize("activation", ["none", "silu"])
 @pytest.mark.parametrize(("bias", "past"), [(True, True), (False, False)])
 @pytest.mark.parametrize(("length", "kernel"), [(1, 4), (5, 3), (2, 2)])

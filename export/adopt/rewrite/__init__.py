@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgemem.export.adopt.freeze import Rewrite
 from edgemem.export.adopt.rewrite import (
     causal_conv,
+    conv,
     gru,
     linear_attention,
     loop,
@@ -26,6 +27,7 @@ REWRITES: dict[tuple[str, str], Rewrite] = {
     ("", "GRU"): gru.rewrite,
     ("", "RNN"): rnn.rewrite,
     ("", "LinearAttention"): linear_attention.rewrite,
+    ("", "Conv"): conv.rewrite,
     ("", "CausalConvWithState"): causal_conv.rewrite,
     ("", "QLinearMatMul"): qlinear_matmul.rewrite,
     ("com.microsoft", "MatMulNBits"): matmul_nbits.rewrite,
