@@ -1,0 +1,55 @@
+"""The comparison of narrow steps: which rows stand against which, and what the page says of what did not run."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench import narrow
+from edgemem import peers
+
+
+def row(scheme: str, runtime: str, p50_us: float, best_us: float) -> dict[str, object]:
+    return {"file": scheme, "runtime": runtime, "p50_us": p50_us, "best_us": best_us, "spread": 0.01,
+            "bytes_per_step": 1000, "roofline_ratio": 1.5, "best_roofline_ratio": 1.25}  # fmt: skip
+
+
+ROWS = [row("w8", "aot", 12, 10), row("w8", "onnxruntime-int8", 30, 20), row("w8", "litert-int8", 16, 15),
+        row("w4g32", "aot", 6, 5), row("w4g32", "openvino-int4", 24, 20), row(narrow.VQ, "aot", 3, 3)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("scheme", "against", "median", "best"),
+    [
+        ("w8", "best peer", 12 / 16, 10 / 15),
+        ("w8", "onnxruntime-int8", 12 / 30, 10 / 20),
+        ("w4g32", "best peer", 6 / 24, 5 / 20),
+        ("w4g32", "w8", 6 / 12, 5 / 10),
+        (narrow.VQ, "w4g32", 0.5, 0.6),
+        (narrow.VQ, "best peer", 3 / 24, 3 / 20),
+        ("w8", "roofline", 1.5, 1.25),
+        ("w8", "openvino-int8", None, None),
+        ("w8a8", "best peer", None, None),
+    ],
+)
+def test_a_scheme_is_held_against_engines_with_as_many_bits(
+    scheme: str, against: str, median: float | None, best: float | None
+) -> None:
+    found = [narrow.compared(ROWS, scheme, against, key) for key in ("p50_us", "best_us")]
+    assert found == [median, best]
+
+
+def test_goals_and_failures_are_shown() -> None:
+    skipped = [{"file": "w8", "runtime": "openvino-int8", "reason": "it differs"}]
+    steps, goals, missing = narrow.tables({"mid-narrow": {"rows": ROWS, "skipped": skipped}})
+    assert len(steps.rows) == len(ROWS) and missing.rows[0][-1] == "it differs"
+    verdicts = {(line[1], line[2]): line[-1] for line in goals.rows}
+    assert verdicts["`w8`", "best peer"] == "reached" and verdicts["`w8a8-dynamic`", "best peer"] == "not run"
+    assert all(line[0] == "RWKV-4, 8 layers of 512" for line in goals.rows)
+
+
+def test_every_peer_and_goal_is_known() -> None:
+    named = {name for group in narrow.GROUPS.values() for names in group.schemes.values() for name in names}
+    assert named <= set(peers.names())
+    for label, scheme, against, _ in narrow.GOALS:
+        schemes = narrow.GROUPS[label].schemes
+        assert scheme in schemes and against in {*schemes, *peers.names(), "best peer", "roofline"}
