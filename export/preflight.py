@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr
 from traceback import walk_tb
@@ -36,6 +37,7 @@ REMEDIES = {
     "cond": "compute both branches and choose by torch.where",
     "bincount": "use a one-hot matrix product of fixed shape",
 }
+OWN = frozenset(vars(nn.Module()))  # attributes that every module has
 CAUSAL_TOLERANCE = 1e-4  # of the largest output: products of another shape round differently, leaks are far larger
 
 
@@ -64,7 +66,7 @@ def check_module(module: nn.Module, signature: Signature, x: Frames, valid: Tens
             declared.
     """
     state = streaming.start_state(module, extent(x)[0])
-    before = dict(tensors_inside(module))
+    before = contents(module)
     try:
         with torch.no_grad():
             y, after = streaming.chunk(module, x, state, valid)
@@ -75,24 +77,42 @@ def check_module(module: nn.Module, signature: Signature, x: Frames, valid: Tens
     check_outputs(signature, y, x)
 
 
-def tensors_inside(module: nn.Module) -> Iterator[tuple[str, tuple[int, bytes]]]:
-    """Every tensor that a module or a part holds, by dotted name, with what tells whether it changed."""
+def attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """What a module and its parts hold beside parameters and parts, by dotted name."""
     for path, child in module.named_modules():
         for name, value in (*vars(child).items(), *child._buffers.items()):
-            if isinstance(value, Tensor):
-                content = value.detach().cpu().reshape(-1).view(torch.uint8).numpy()  # of types that NumPy lacks, too
-                yield f"{path}.{name}" if path else name, (id(value), content.tobytes())
+            if name not in OWN:
+                yield f"{path}.{name}" if path else name, value
+
+
+def contents(module: nn.Module) -> dict[str, Any]:
+    """Every attribute that could be a state, with what tells whether it changed."""
+    found = {name: fingerprint(value) for name, value in attributes(module)}
+    return {name: mark for name, mark in found.items() if mark is not None}
+
+
+def fingerprint(value: Any, depth: int = 3) -> Any:
+    """What changes with a tensor, a number, or a collection of them; None for anything else."""
+    if isinstance(value, Tensor):
+        content = value.detach().cpu().reshape(-1).view(torch.uint8).numpy()  # of types that NumPy lacks, too
+        return id(value), content.tobytes()
+    if isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple | deque | dict) and depth:
+        inside = value.items() if isinstance(value, dict) else enumerate(value)
+        return [(key, fingerprint(entry, depth - 1)) for key, entry in inside]
+    return None
 
 
 def attribute_hint(module: nn.Module) -> str:
     """Which attributes look like a state that was forgotten to be declared."""
-    names = [name for name, _ in tensors_inside(module)]
+    names = [name for name, value in attributes(module) if isinstance(value, Tensor)]
     return f" (it holds {', '.join(names[:3])} as attributes)" if names else ""
 
 
-def check_attributes(module: nn.Module, before: dict[str, tuple[int, bytes]]) -> None:
-    """Refuse a module that changed a tensor of its own during a step."""
-    after = dict(tensors_inside(module))
+def check_attributes(module: nn.Module, before: dict[str, Any]) -> None:
+    """Refuse a module that changed an attribute of its own during a step."""
+    after = contents(module)
     changed = sorted(name for name in after if after[name] != before.get(name))
     if changed:
         raise ExportError(

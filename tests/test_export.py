@@ -170,6 +170,30 @@ class NoState(nn.Module):
         return x, {}
 
 
+class KeepsAList(Cell):
+    def __init__(self) -> None:
+        super().__init__()
+        self.past: list[Tensor] = []
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        self.past.append(x)
+        y, state = super().step(x, state)
+        return y + self.past[-1].sum(), state
+
+
+class Counts(Cell):
+    """Its part counts in a plain number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix.steps = 0
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        self.mix.steps += 1
+        y, state = super().step(x, state)
+        return y * self.mix.steps, state
+
+
 class NoStep(nn.Module):
     state = (StateTensor("hidden", (3,)),)
 
@@ -248,6 +272,8 @@ class LooksAhead(Cell):
     ("module", "message"),
     [
         (KeepsItsState(), "last of KeepsItsState changed during a step"),
+        (KeepsAList(), "past of KeepsAList changed during a step: state in an attribute is frozen"),
+        (Counts(), "mix.steps of Counts changed during a step"),
         (NoState(), "NoState declares no state"),
         (NoStep(), r"NoStep has no step\(x, state\)"),
         (LosesState(), "state hidden is declared but not returned"),
