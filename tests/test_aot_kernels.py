@@ -122,6 +122,15 @@ def test_functions_keep_seven_digits(tmp_path: Path, name: str, wanted: Any) -> 
     np.testing.assert_allclose(y, wanted(x.astype("d")), rtol=4e-7, atol=1e-37)
 
 
+def test_the_logarithm_keeps_seven_digits(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    x = np.concatenate([np.exp(draw.uniform(-87, 88, 4000)), draw.uniform(0.5, 2, 2000), [1.0, 1e-40, 1e-45]])
+    x = x.astype("f")
+    a = te.placeholder(x.shape, "float32")
+    y, _ = run(tmp_path, [a, te.compute(a.shape, applied(mathops.log, a))], [x])
+    np.testing.assert_allclose(y, np.log(x.astype("d")), rtol=4e-7, atol=1e-7)
+
+
 def test_functions_at_the_edges(tmp_path: Path) -> None:
     x = np.array([np.nan, np.inf, -np.inf, 1e30, -1e30, 100, -100, 0], np.float32)
     a = te.placeholder(x.shape, "float32")
@@ -129,6 +138,7 @@ def test_functions_at_the_edges(tmp_path: Path) -> None:
         "exp": [np.nan, np.inf, 0, np.inf, 0, np.inf, 0, 1],
         "sigmoid": [np.nan, 1, 0, 1, 0, 1, 0, 0.5],
         "tanh": [np.nan, 1, -1, 1, -1, 1, -1, 0],
+        "log": [np.nan, np.inf, np.nan, np.log(1e30), np.nan, np.log(100), np.nan, -np.inf],
     }
     for name, values in wanted.items():
         function = mathops.function(name)

@@ -2,7 +2,8 @@
 
 matmul by a constant   weights packed in panels at compile time      [N / P, K, P]
 matmul, layer_norm, softmax, mean, sum   forms that the schedules know by their block names
-exp, sigmoid, tanh, erf, silu, gelu      polynomials (`mathops`)
+exp, log, sigmoid, tanh, erf, silu, gelu polynomials (`mathops`)
+power                  by a small whole number: products
 take                   a checked index is read as it is, any other is clamped
 """
 
@@ -23,6 +24,7 @@ from edgemem.runtimes.aot.schedules.matmul import PACKED, Panel, panel_of
 Expr = Any
 Rule = Callable[[Any, Expr], Expr]
 PADDED = "packed_trim"
+MOST_FACTORS = 8  # of a power that is written out
 
 
 def rules(machine: Machine, ranges: Mapping[str, tuple[int, int]]) -> dict[str, Rule]:
@@ -42,6 +44,7 @@ def rules(machine: Machine, ranges: Mapping[str, tuple[int, int]]) -> dict[str, 
 
     unary: dict[str, Callable[[Expr], Expr]] = {
         "exp": mathops.exp,
+        "log": mathops.log,
         "sigmoid": mathops.sigmoid,
         "tanh": mathops.tanh,
         "erf": mathops.erf,
@@ -55,6 +58,7 @@ def rules(machine: Machine, ranges: Mapping[str, tuple[int, int]]) -> dict[str, 
         "relax.nn.layer_norm": layer_norm,
         "relax.nn.softmax": softmax,
         "relax.quantize": legal_quantize,
+        "relax.power": legal_power,
         **{f"relax.{name}": elementwise(name, function) for name, function in unary.items()},
     }
 
@@ -97,6 +101,21 @@ def legal_quantize(builder: Any, call: Expr) -> Expr:
         return te.compute(a.shape, value, name="quantize")
 
     return builder.call_te(quantized, x, scale, zero, primfunc_name_hint="quantize")
+
+
+def legal_power(builder: Any, call: Expr) -> Expr:
+    """x^n of a small whole number n as products; TVM's form of a square is one, of any other power a call of powf."""
+    base, exponent = call.args
+    if not isinstance(exponent, ir.GenericConst) or dtype_of(call) != "float32" or exponent.value.numpy().size != 1:
+        return default("power", builder, call)
+    n = float(exponent.value.numpy().reshape(()))
+    if n not in range(3, MOST_FACTORS + 1) or shape_of(base) != shape_of(call):
+        return default("power", builder, call)
+
+    def product(x: Any) -> Any:
+        return te.compute(x.shape, lambda *i: math.prod([x(*i)] * (int(n) - 1), start=x(*i)), name="power")
+
+    return builder.call_te(product, base, primfunc_name_hint="power")
 
 
 def default(name: str, builder: Any, call: Expr) -> Expr:

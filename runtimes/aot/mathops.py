@@ -1,8 +1,9 @@
-"""Exponential, sigmoid, tanh and error function as polynomials: no math library, and vectors stay vectors.
+"""Exponential, logarithm, sigmoid, tanh and error function as polynomials: no math library, and vectors stay vectors.
 
 Each is an operator of its own that stays one call until the last lowering step, so that schedules can inline it.
 
     exp      x = n ln 2 + r, |r| <= ln 2 / 2      e^x = 2^n p(r)         p of degree 7 (Cephes expf)
+    log      x = 2^n (1 + m), m in [-0.29, 0.41]       n ln 2 + m - m^2 / 2 + m^3 p(m)      p of degree 8 (Cephes logf)
     sigmoid  1 / (1 + e^-x)
     tanh     x p(x^2) / q(x^2), |x| <= 7.9        Eigen's rational form
     erf      x p(x^2) / q(x^2), |x| <= 4          Eigen's rational form
@@ -13,6 +14,7 @@ Relative errors against double precision are below 3e-7. NaN gives NaN; e^x is 0
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,11 +24,16 @@ from tvm.ir.op import register_op_attr
 
 Expr = Any
 
+FLOAT_MAX = 3.4028234663852886e38
 PURE = 1  # TCallEffectKind: no side effects
 ROUND = 12582912.0  # 1.5 * 2^23: adding it leaves a float's nearest integer in its lowest bits
 LN2_HIGH, LN2_LOW = 0.693145751953125, 1.428606765330187e-06
 EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 EXP_LOWEST, EXP_HIGHEST = -86.6, 88.7228
+LOG = (7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1,
+       2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1)  # fmt: skip
+LOG2_HIGH, LOG2_LOW = 0.693359375, -2.12194440e-4
+LEAST_NORMAL, HALF_ROOT = 1.17549435e-38, 0.70710678118654752440
 TANH_LIMIT = 7.90531110763549805
 TANH_P = (-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08,
           1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03)  # fmt: skip
@@ -80,6 +87,27 @@ class Number:
 
         return self.let(x * self(1.44269504088896341) + self(ROUND), scaled)
 
+    def log(self, x: Expr) -> Expr:
+        """The natural logarithm of a value that is a name; -inf of 0, NaN of less."""
+
+        def parted(v: Expr) -> Expr:
+            bits = tirx.reinterpret(self.integer, v)
+            half = tirx.reinterpret(self.dtype, (bits & self.bits(0x007FFFFF)) | self.bits(0x3F000000))  # [0.5, 1)
+            n = ((bits >> self.bits(23)) - self.bits(126)).astype(self.dtype)
+            small = half < self(HALF_ROOT)
+            n = tirx.Select(x < self(LEAST_NORMAL), n - self(23.0), n) - tirx.Select(small, self(1.0), self(0.0))
+            m = tirx.Select(small, half + half, half) - self(1.0)
+            return self.let(n, lambda n: self.let(m, lambda m: summed(n, m)))
+
+        def summed(n: Expr, m: Expr) -> Expr:
+            y = self.polynomial(LOG, m) * m * (m * m) + n * self(LOG2_LOW) - self(0.5) * (m * m)
+            y = m + y + n * self(LOG2_HIGH)
+            y = tirx.Select(x > self(FLOAT_MAX), x, y)
+            y = tirx.Select(x > self(0.0), y, tirx.Select(tirx.EQ(x, self(0.0)), self(-math.inf), self(math.nan)))
+            return tirx.Select(tirx.NE(x, x), x, y)
+
+        return self.let(tirx.Select(x < self(LEAST_NORMAL), x * self(2.0**23), x), parted)
+
     def rational(self, x: Expr, limit: float, p: Sequence[float], q: Sequence[float]) -> Expr:
         """x p(x^2) / q(x^2) with x held inside +-limit; NaN passes."""
 
@@ -93,6 +121,11 @@ class Number:
 def lowered_exp(call: Call) -> Expr:
     number = Number(call)
     return number.let(number.argument, number.exp)
+
+
+def lowered_log(call: Call) -> Expr:
+    number = Number(call)
+    return number.let(number.argument, number.log)
 
 
 def lowered_sigmoid(call: Call) -> Expr:
@@ -118,6 +151,7 @@ def lowered_nearest(call: Call) -> Expr:
 LOWERED = {
     "nearest": lowered_nearest,
     "exp": lowered_exp,
+    "log": lowered_log,
     "sigmoid": lowered_sigmoid,
     "tanh": lowered_tanh,
     "erf": lowered_erf,
@@ -143,8 +177,8 @@ register()
 
 
 def function(name: str) -> Callable[[Expr], Expr]:
-    """The scalar function of float32 called `exp`, `sigmoid`, `tanh`, `erf` or `nearest`."""
+    """The scalar function of float32 called `exp`, `log`, `sigmoid`, `tanh`, `erf` or `nearest`."""
     return lambda x: tirx.call_intrin("float32", f"tirx.edgemem_{name}", x)
 
 
-exp, sigmoid, tanh, erf, nearest = (function(name) for name in ("exp", "sigmoid", "tanh", "erf", "nearest"))
+exp, log, sigmoid, tanh, erf, nearest = (function(name) for name in ("exp", "log", "sigmoid", "tanh", "erf", "nearest"))
