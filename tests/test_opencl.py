@@ -185,6 +185,22 @@ def test_programs_for_other_devices_are_written_here(name: str, files: Path, tmp
     assert all(kernel["primfunc"] for kernel in manifest["kernels"])
 
 
+def test_a_device_that_is_too_small_is_refused() -> None:
+    """With the bytes that are needed, and those that are there."""
+    from types import SimpleNamespace
+
+    from edgemem.runtimes.opencl.device import check_room
+
+    small = SimpleNamespace(
+        global_mem_size=1 << 20, max_mem_alloc_size=1 << 18, name="GPU", platform=SimpleNamespace(name="Maker")
+    )
+    check_room(small, 1 << 19, 1 << 18, "model")
+    with pytest.raises(DeviceError, match=r"model does not fit Maker: GPU: 2.0 MiB needed, .* the device has 1.0 MiB"):
+        check_room(small, 1 << 21, 1 << 18, "model")
+    with pytest.raises(DeviceError, match=r"512.0 KiB of it in one buffer; .*256.0 KiB in one"):
+        check_room(small, 1 << 20, 1 << 19, "model")
+
+
 def test_two_compilations_give_the_same_bytes(files: Path, tmp_path: Path) -> None:
     again = compiled(files / "rwkv4.onnx", tmp_path / "again")
     for file in ("rwkv4.cl", "rwkv4_weights.bin", "rwkv4.c", "manifest.json"):

@@ -141,6 +141,30 @@ def test_an_altered_program_is_refused(rwkv4: Path, tmp_path: Path) -> None:
         load_folder(tmp_path / "p")
 
 
+def test_another_architecture_is_named(rwkv4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine whose GPU is a Hopper, a program for Orin says what it is for."""
+    from edgemem.runtimes.vm import program
+
+    monkeypatch.setattr(program, "arch_here", lambda: "sm_90")
+    with pytest.raises(DeviceError, match="the program is for sm_87, this machine's GPU is sm_90"):
+        program.device_of({"arch": "sm_87"})
+    assert str(program.device_of({"arch": "sm_90"})).startswith("cuda")
+
+
+def test_a_step_that_fails_says_what_it_needed(rwkv4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = edgemem.load(rwkv4, runtime="tvm", board="host")
+    state = loaded.new_state()
+
+    def full(*arguments: object) -> None:
+        raise RuntimeError("CUDA: out of memory")
+
+    monkeypatch.setattr(state, "step", full)
+    needed = r"failed on cpu.*: CUDA: out of memory; weights and state take [\d.]+ KiB"
+    with pytest.raises(DeviceError, match=needed):
+        loaded.step({"tokens": np.array([[1]])}, state)
+
+
+@pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("name", ["rwkv4", "kws-lmuformer", "memformer", "folding"])
 def test_families_on_a_gpu(name: str, tmp_path: Path) -> None:
