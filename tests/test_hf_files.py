@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from edgemem.export.hf.exporter import export_hf
 from edgemem.verify import verify
 from tests import hf_models as hf
 
+COMPILED = {"mamba", "gpt2"}  # a logarithm, a cube and a cache that slides; the others have nothing beyond
 WINDOW = {"window": 20, "sinks": 2}
 FILES = [
     ("rwkv", {}),
@@ -32,9 +34,11 @@ def test_a_file_is_verified_against_the_model_rebuilt(name: str, settings: dict[
     hf.stream_of(name).model.save_pretrained(tmp_path / "model")
     contract = export_hf(tmp_path / "model", tmp_path / "m.onnx", settings)
     assert contract.model.source.kind == "checkpoint" and contract.chunk.unit == "token"
-    report = verify(tmp_path / "m.onnx", steps=300)
+    runtimes = ["ort"] + ["aot"] * (name in COMPILED and importlib.util.find_spec("tvm") is not None)
+    report = verify(tmp_path / "m.onnx", steps=300, runtimes=runtimes)
     assert report.ok, report
-    assert [stage.name for stage in report.stages] == ["weights", "torch", "ort", "ort reset"]
+    ran = [name for runtime in runtimes for name in (runtime, f"{runtime} reset")]
+    assert [stage.name for stage in report.stages] == ["weights", "torch", *ran]
 
 
 def test_a_planted_weight_fails(tmp_path: Path) -> None:
