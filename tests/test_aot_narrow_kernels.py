@@ -73,11 +73,11 @@ def narrow(rng: np.random.Generator, kind: str, k: int, n: int) -> tuple[Any, Ar
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs", "dim", "entries", "residual"),
     [
-        (1, 512, 200, 4, 256, 1),
-        (3, 96, 64, 2, 100, 1),
-        (1, 64, 130, 8, 256, 2),
-        (4, 40, 10, 4, 16, 2),
-        (1, 7, 33, 1, 64, 1),
+        (1, 512, 260, 4, 256, 1),
+        (3, 96, 128, 2, 100, 1),
+        (1, 64, 300, 8, 256, 2),
+        (4, 40, 20, 4, 16, 2),
+        (1, 7, 70, 1, 64, 1),
     ],
 )
 def test_codes_by_tables(

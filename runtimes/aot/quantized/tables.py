@@ -45,7 +45,7 @@ def permutes(machine: Machine) -> bool:
 def fits(machine: Machine, matrix: Codes) -> bool:
     """Whether the core can, and outputs are enough to make up for the tables."""
     entries = matrix.books.shape[1]
-    return permutes(machine) and entries <= MOST and 2 * matrix.shape[1] >= entries
+    return permutes(machine) and entries <= MOST and matrix.shape[1] >= entries
 
 
 def product(builder: Any, x: Expr, matrix: Codes, shape: Sequence[int], machine: Machine) -> Expr:
