@@ -120,6 +120,22 @@ def test_vectors_as_codes_come_with_a_warning(zoo: Files, tmp_path: Path) -> Non
     assert not any("slots" in text for text in slots.warnings)
 
 
+def test_a_bar_hears_of_every_stage(models: Path, tmp_path: Path) -> None:
+    """Shares never go back within a stage, and the stages come in the order of the work."""
+    heard: list[tuple[str, float]] = []
+
+    def tick(stage: str, share: float) -> None:
+        heard.append((stage, share))
+
+    quantize(models / "k.onnx", tmp_path / "q.onnx", "vq:dim=8,codes=64,tune=2", steps=10, tick=tick)
+    stages = list(dict.fromkeys(stage for stage, _ in heard))
+    assert stages == ["calibrating", "coding", "tuning", "comparing"]
+    for stage in stages:
+        shares = [share for name, share in heard if name == stage]
+        assert shares == sorted(shares) and shares[0] >= 0 and shares[-1] <= 1
+    assert sum(stage == "comparing" for stage, _ in heard) == 10 and heard[-1] == ("comparing", 1.0)
+
+
 def test_a_memory_is_trained_by_what_it_does_to_the_outputs(zoo: Files, tmp_path: Path) -> None:
     """Entries move, the distance on windows that were held out becomes smaller, and an empty cache stays exact."""
     parent = zoo("folding")
