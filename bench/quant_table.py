@@ -62,6 +62,7 @@ WHOLE = ("w8", "w8a8", "vq:dim=2,codes=256", f"{BITS2},tune=100", "memory-vq", *
 FOLDER = Path(__file__).parents[1] / "build" / "quant"
 LOCK = FOLDER / "lock"
 STALE = "†"  # beside a model whose checkpoint is another by now
+UNTRACED = "‡"  # beside a row with a number that names no file
 
 
 @dataclass
@@ -160,6 +161,11 @@ def cells(scheme: str, row: Row) -> tuple[str, ...]:
     )
 
 
+def traced(row: Row) -> bool:
+    """Whether every number of a row names the file that gave it."""
+    return all("digest" in row[part] for part in ("score", "time") if part in row)
+
+
 def line(model: str, scheme: str, row: Row) -> str:
     """A row as it is printed."""
     return f"{model:22} {scheme:28} " + "  ".join(cells(scheme, row))
@@ -169,12 +175,12 @@ def section(result: dict[str, Any]) -> Section:
     """The table of the results page."""
     heads = ("model", "scheme", "bytes", "of float32", "output error", "quality", "change", "judged on",
              "µs per step", "of float32")  # fmt: skip
-    lines, stale = [], False
+    lines, notes = [], set()
     for model, rows in result["models"].items():
         for scheme, row in sorted(rows.items(), key=lambda item: (item[0] != FLOAT, -item[1]["file"]["ratio"])):
-            old = row["checkpoint"] != quant_rows.checkpoint(model)
-            stale |= old
-            lines.append([model + STALE * old, f"`{scheme}`", *cells(scheme, row)])
+            marks = STALE * (row["checkpoint"] != quant_rows.checkpoint(model)) + UNTRACED * (not traced(row))
+            notes |= set(marks)
+            lines.append([model + marks, f"`{scheme}`", *cells(scheme, row)])
     return Section(
         title="Quantization",
         text=(
@@ -185,7 +191,12 @@ def section(result: dict[str, Any]) -> Section:
             "are `dim=2`, 2-bit ones `dim=4`, 1-bit ones `dim=8`; `tune` trains their codebooks. `memory-vq` shrinks "
             "the state alone, 16 times below bfloat16. The picture: a slow accumulator whose state is stored in fewer "
             "bits (`python -m bench.state_collapse`)."
-            + (f" {STALE} measured with an earlier checkpoint than the one that ships." if stale else "")
+            + (f" {STALE} measured with an earlier checkpoint than the one that ships." if STALE in notes else "")
+            + (
+                f" {UNTRACED} of an earlier run, before scores and times named their files."
+                if UNTRACED in notes
+                else ""
+            )
         ),
         tables=(Table("Bytes, quality, time", heads, lines),),
         pictures=("state_collapse.png",),

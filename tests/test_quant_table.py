@@ -100,8 +100,12 @@ def test_the_page_marks_rows_of_an_earlier_checkpoint() -> None:
     section = quant_table.section({"models": {"kws-gru": rows}})
     assert [line[0] for line in section.tables[0].rows] == ["kws-gru", "kws-gru†"]
     assert "† measured with an earlier checkpoint" in section.text
+    untraced = quant_table.section(
+        {"models": {"kws-gru": {"float": row("a", time={"us_per_step": 1.0, "times_float": 1})}}}
+    )
+    assert untraced.tables[0].rows[0][0] == "kws-gru‡" and "‡ of an earlier run" in untraced.text
     fresh = quant_table.section({"models": {"kws-gru": {"float": row("a")}}})
-    assert "†" not in fresh.text and fresh.tables[0].rows[0][-2:] == ["7", "2.00×"]
+    assert "†" not in fresh.text and "‡" not in fresh.text and fresh.tables[0].rows[0][-2:] == ["7", "2.00×"]
 
 
 def test_texts_in_the_rows_of_a_batch_cost_what_they_cost_alone(tmp_path: Path) -> None:
