@@ -85,7 +85,7 @@ def write(folder: Path, board: Board, name: str, contract: Contract, free: dict[
         (folder / build.SHARED / file).write_text(shared(file))
     (folder / build.SHARED / "sound_model.h").write_text(sound_model_h(name, contract, f, fixed))
     (folder / EXAMPLES).mkdir()
-    examples = {"microphone": (f"{EXAMPLES}/microphone.c",)}
+    examples: dict[str, tuple[str, ...]] = {"microphone": (f"{EXAMPLES}/microphone.c",)}
     samples = clip(f.sample_rate)[: (free["flash"] - CODE_BYTES) // 2]
     if len(samples) >= SHORTEST_CLIP_SECONDS * f.sample_rate:
         (folder / EXAMPLES / "clip.bin").write_bytes(samples.tobytes())
@@ -104,12 +104,13 @@ def shared(file: str) -> str:
 
 def clip(rate: int) -> Array:
     """A few packaged words, 16 bits, little-endian [samples]."""
-    from edgemem.audio import read_audio
+    from edgemem.audio import PCM16_FULL_SCALE, read_audio
     from edgemem.checkpoints import packaged
 
     sound = read_audio(packaged(CLIP), rate)
     start, stop = (round(second * rate) for second in CLIP_SECONDS)
-    return np.clip(np.rint(sound[start:stop] * 32768), -32768, 32767).astype("<i2")
+    samples: Array = np.clip(np.rint(sound[start:stop] * PCM16_FULL_SCALE), -32768, 32767).astype("<i2")
+    return samples
 
 
 CLIP_DATA = """\

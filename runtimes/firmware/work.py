@@ -11,7 +11,7 @@ C that a few sizes describe.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import defaultdict
 from typing import Any
 
 from edgemem.runtimes.aot.compiler import Generated, Kernels
@@ -35,7 +35,7 @@ def of_program(program: Generated) -> list[dict[str, float]]:
     for variant in kernels.variants.values():
         walk = Walk(kernels.machine.lanes, variant.lowered.shares or 1)
         walk.statement(variant.lowered.function.body, 1.0)
-        found[variant.symbol] = {"call": 1, **{name: float(count) for name, count in walk.counts.items() if count}}
+        found[variant.symbol] = {"call": 1.0, **{name: count for name, count in walk.counts.items() if count}}
     return [found[kernel.symbol] for kernel in program.source.symbols]
 
 
@@ -59,7 +59,7 @@ class Walk:
 
     def __init__(self, lanes: int, shares: int) -> None:
         self.bits, self.shares = 32 * lanes, shares
-        self.counts: Counter[str] = Counter()
+        self.counts: defaultdict[str, float] = defaultdict(float)
         self.registers: set[str] = set()  # names of buffers that are no memory
         self.loaded: set[str] = set()  # by the statements of one sequence
 

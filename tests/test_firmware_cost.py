@@ -1,0 +1,150 @@
+"""Instructions before a build: what kernels do is counted right, prices are fitted right, and models that no price was
+fitted to take what was predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import edgemem
+from edgemem.boards import board
+from edgemem.cli.compile import prediction_line
+from edgemem.runtimes.firmware import cost
+from tests.firmware import integer_spotter, manifest, needs
+
+pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
+# Sizes and families that `bench.boards` does not fit to.
+UNSEEN: Mapping[str, tuple[str, dict[str, object]]] = {
+    "rwkv4": ("rwkv4", {"layers": 1, "width": 40, "vocab": 32}),
+    "gru": ("kws-gru", {"layers": 1, "width": 24}),
+}
+
+
+def counted(folder: Path, path: Path, on: str) -> tuple[float, dict[str, Any]]:
+    """Instructions of a step, and what was predicted."""
+    from edgemem.runtimes.aot.compiler import compile_model
+
+    needs(on)
+    compile_model(path, board(on), folder, name="model")
+    count, _ = edgemem.load(folder).instructions(4)  # type: ignore[attr-defined]
+    return count, manifest(folder)["prediction"]
+
+
+@pytest.mark.parametrize("on", ["mps2_an385", "mps2_an386", "mps3_an547"])
+def test_integer_steps_take_what_was_predicted(tmp_path: Path, on: str) -> None:
+    count, predicted = counted(tmp_path / "fw", integer_spotter(tmp_path), on)
+    assert abs(predicted["instructions"] / count - 1) <= predicted["error"] < 0.5
+
+
+@pytest.mark.parametrize(("on", "name"), [("mps2_an386", "rwkv4"), ("riscv32_virt", "gru")])
+def test_float_steps_take_what_was_predicted(tmp_path: Path, on: str, name: str) -> None:
+    from edgemem.export import export_model
+
+    export_model(UNSEEN[name][0], tmp_path / "m.onnx", UNSEEN[name][1], seed=2)
+    count, predicted = counted(tmp_path / "fw", tmp_path / "m.onnx", on)
+    assert abs(predicted["instructions"] / count - 1) <= predicted["error"] < 0.5
+
+
+def test_what_a_product_does_is_counted(tmp_path: Path) -> None:
+    """A matrix-vector product of 24 x 16: every weight read and multiplied once, every input once for each panel."""
+    import torch
+    from torch import nn
+
+    from edgemem.export import to_onnx
+    from edgemem.runtimes.aot.compiler import generated
+    from edgemem.runtimes.firmware import work
+
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(24, 16, bias=False)
+            self.state = (edgemem.StateTensor("last", (16,)),)
+
+        def step(self, x: Any, state: Any) -> Any:
+            y = self.linear(x)
+            return y + state["last"], {"last": y}
+
+    to_onnx(Product(), torch.zeros(1, 1, 24), tmp_path / "p.onnx")
+    program = generated(tmp_path / "p.onnx", board("mps2_an386"))
+    calls = work.of_program(program)
+    assert len(calls) == len(program.source.plan.calls)
+    (product,) = [call for call in calls if call.get("float", 0) > 32]
+    assert product["call"] == 1
+    assert product["float"] in (2 * 24 * 16, 2 * 24 * 16 + 16)  # where the sum with the state is part of it
+    assert 24 * 16 < product["load"] <= 24 * 16 * 1.5 + 32
+
+
+def test_prices_are_found_and_none_is_below_nothing() -> None:
+    from bench.boards import LEAST_ERROR, UNTRIED_ERROR, Counted, fitted, table
+
+    rng, prices = np.random.default_rng(0), {"call": 20.0, "load": 2.0, "float": 1.5, "store": 0.0}
+    rows = []
+    for index in range(4):
+        work = [{term: float(rng.integers(1, 500)) for term in prices} for _ in range(12)]
+        kernels = [sum(prices[term] * count for term, count in call.items()) for call in work]
+        row = {"board": "b", "instructions_per_step": sum(kernels) + 300.0}
+        rows.append(Counted("key", f"model {index}", work, kernels, row))
+    found = fitted(rows)
+    assert found[cost.START] == pytest.approx(300.0, abs=5)
+    for term, price in prices.items():
+        assert found[term] == pytest.approx(price, abs=0.05), term
+    assert table(rows)["error"] == LEAST_ERROR and table(rows)["left_out"]
+    assert table(rows[:1])["error"] == UNTRIED_ERROR  # nobody was left out
+
+
+def test_a_kernel_that_no_price_is_known_of_costs_what_the_dearest_does() -> None:
+    prices = {"sum": 5.0, "sum.elements": 2.0, "other": 9.0, "other.elements": 7.0, "other.macs": 1.0}
+    work = [{"sum": 1, "sum.elements": 10, "sum.macs": 99}, {"gelu": 1, "gelu.elements": 10, "gelu.macs": 20}]
+    assert cost.instructions(work, prices) == 5 + 20 + 9 + 70 + 20
+
+
+def test_a_board_whose_core_nobody_counts_on_gets_no_prediction() -> None:
+    assert cost.predicted(board("esp32c3"), True, [], 0.02) is None
+    assert prediction_line(None).endswith("its instructions are not predicted")
+    said = prediction_line(cost.facts(cost.Prediction(384_000, 0.12, "mps2_an386", 25_000_000, 0.01536, 0.768)))
+    assert said == (
+        "a step: about 384,000 instructions (within 12%, by counts on mps2_an386), 15.4 ms or more at 25 MHz: "
+        "77% of real time"
+    )
+    real = {name: cost.key_of(board(name), True) for name in ("nucleo_f446re", "rpi_pico", "rpi_pico2")}
+    assert set(real.values()) <= set(cost.tables()), real
+
+
+def test_the_readme_says_what_was_counted() -> None:
+    """Of the shipped spotters, from the result files beside the page."""
+    import json
+    import re
+
+    root = Path(__file__).parents[1]
+    rows = json.loads((root / "bench" / "results" / "boards.json").read_text())["rows"]
+    spotters = json.loads((root / "bench" / "results" / "kws.json").read_text())
+    text = " ".join((root / "README.md").read_text().split())
+
+    def row(model: str, form: str, on: str) -> dict[str, Any]:
+        return next(r for r in rows if (r["model"], r["form"], r["board"]) == (model, form, on))
+
+    def millions(*key: str) -> float:
+        return float(row(*key)["instructions_per_step"]) / 1e6
+
+    large, small = row("kws-lmuformer", "w8a8", "mps2_an385"), row("kws-tiny", "w8a8", "microbit")
+    found = re.search(r"takes (\d+) KiB of flash and (\d+) KiB of RAM on an M3", text)
+    assert found is not None
+    assert [int(n) for n in found.groups()] == [round(large["flash_bytes"] / 1024), round(large["ram_bytes"] / 1024)]
+    found = re.search(r"takes ([\d.]+) million instructions on an M4F, ([\d.]+) on an M3 \(([\d.]+) in float\)", text)
+    assert found is not None
+    counted = [millions("kws-lmuformer", "w8a8", "mps2_an386"), millions("kws-lmuformer", "w8a8", "mps2_an385")]
+    assert found.groups() == (f"{counted[0]:.2f}", f"{counted[1]:.2f}",
+                              f"{millions('kws-lmuformer', 'float', 'mps2_an385'):.1f}")  # fmt: skip
+    found = re.search(
+        r"seventh of its weights and (\d+) % of clean .*: (\d+) KiB, ([\d.]+) KiB and ([\d.]+) million", text
+    )
+    assert found is not None
+    assert found[1] == f"{100 * spotters['tiny']['accuracy']['clean']:.0f}"
+    assert round(spotters["parameters"] / spotters["tiny"]["parameters"]) == 7
+    assert found.groups()[1:] == (f"{small['flash_bytes'] / 1024:.0f}", f"{small['ram_bytes'] / 1024:.1f}",
+                                  f"{small['instructions_per_step'] / 1e6:.2f}")  # fmt: skip
