@@ -17,7 +17,7 @@ import numpy as np
 from bench.claims import Table
 from edgemem.measure import measure
 
-CERTIFIED_STEPS = 8  # of the comparison with the float32 model when it is quantized; `bench.quant_table` has quality
+CERTIFIED_STEPS = 8  # of each comparison, at export and when it is quantized; `bench.quant_table` has quality
 CALIBRATED = 512  # tokens
 INT8 = ("onnxruntime-int8", "onnxruntime-blocks8", "openvino-int8", "litert-int8")
 INT4 = ("onnxruntime-int4", "openvino-int4", "litert-int4")
@@ -105,7 +105,7 @@ def measured(label: str, folder: Path, engines: Sequence[str]) -> dict[str, Any]
 
     group = GROUPS[label]
     original = folder / "float.onnx"
-    export_model(group.model, original, group.settings)
+    export_model(group.model, original, group.settings, certified_steps=CERTIFIED_STEPS)
     calibrate = tokens(original)  # `vq` would use them too, and take long
     files, seconds = {}, {}
     for index, scheme in enumerate(group.schemes):
