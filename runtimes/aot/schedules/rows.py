@@ -124,7 +124,9 @@ def in_vectors(sch: Any, name: str, machine: Machine) -> None:
         sch.decompose_reduction(block, step)
         return
     extent = int(sch.get(inner).extent)
-    lanes = lanes_of(machine, extent)
+    lanes = lanes_for(machine, extent)
+    if extent % lanes:
+        return  # LLVM's vectors have a remainder
     if extent > lanes > 1:
         _, inner = sch.split(inner, [None, lanes])
     if lanes > 1:
