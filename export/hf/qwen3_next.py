@@ -115,11 +115,12 @@ def fed(feed: Any, x: Tensor) -> Tensor:
     if not hasattr(feed, "experts"):
         y: Tensor = feed(x)
         return y
-    weights, chosen = torch.softmax(feed.gate(x), dim=-1).topk(feed.top_k, dim=-1)
+    weights = torch.softmax(feed.gate(x), dim=-1)
+    ahead = (weights[..., None, :] > weights[..., :, None]).to(x.dtype).sum(dim=-1)  # experts with more weight, of each
+    shares = torch.where(ahead < feed.top_k, weights, torch.zeros_like(weights))
     if feed.norm_topk_prob:
-        weights = weights / weights.sum(dim=-1, keepdim=True)
+        shares = shares / shares.sum(dim=-1, keepdim=True)
     y = torch.sigmoid(feed.shared_expert_gate(x)) * feed.shared_expert(x)
     for number, expert in enumerate(feed.experts):
-        share = torch.where(chosen == number, weights, torch.zeros_like(weights)).sum(dim=-1, keepdim=True)
-        y = y + share * expert(x)
+        y = y + shares[..., number : number + 1] * expert(x)
     return y

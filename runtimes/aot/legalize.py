@@ -51,6 +51,7 @@ def rules(machine: Machine, ranges: Mapping[str, tuple[int, int]]) -> dict[str, 
         "nn.silu": lambda x: x * mathops.sigmoid(x),
         "round": whole,
         "nn.gelu": lambda x: x * (0.5 + 0.5 * mathops.erf(x * math.sqrt(0.5))),
+        "nn.gelu_tanh": lambda x: x * (0.5 + 0.5 * mathops.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))),
     }
     return {
         "relax.take": take,
