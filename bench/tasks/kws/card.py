@@ -51,7 +51,7 @@ All {training["words"]:,} words were spoken by the synthesisers espeak-ng (forma
 eight accents) and flite (joined from recordings of an American man, an American woman and a Scotsman). No person was
 recorded for it. Words were strung together with pauses, echoes, microphone colouring and noise (white, pink, brown,
 hum, clicks, tones, babble) from 25 dB down to -5 dB.
-Training took {training["recipe"]["steps"]:,} steps{budget(entry)}.{origin(entry)}
+Training took {training["recipe"]["steps"]:,} steps{budget(entry)}.
 
 So expect it to be worse on people than the numbers below, most of all on children, on accents that are not in it, and
 on spontaneous speech. It is a demonstration and a test case; it is not fit for safety or access control.
@@ -92,19 +92,6 @@ def budget(entry: dict[str, Any]) -> str:
     if entry["model"] in TO_USE:
         return ""
     return f", {entry['training']['processor_minutes']:.1f} minutes of one core: enough to compare, not to use"
-
-
-def origin(entry: dict[str, Any]) -> str:
-    """Which recipe made a model, where it is not the one in `bench/tasks/kws`."""
-    if not earlier(entry["training"]):
-        return ""
-    return """ It comes from a recipe before the one in `bench/tasks/kws`, with fewer voices;
-`python -m bench.tasks.kws --model shipped` trains it anew, with the present one."""
-
-
-def earlier(training: dict[str, Any]) -> bool:
-    """Whether a model was trained before there was a pool of composed sequences."""
-    return "sequences" not in training
 
 
 def write(entries: dict[str, dict[str, Any]]) -> list[Path]:
