@@ -24,7 +24,7 @@ from edgemem.runtimes.integer.reference import IntegerProgram
 from edgemem.runtimes.integer.states import as_float, as_integers
 from edgemem.trial import random_state, trial
 from edgemem.verify import INT8_STEP, INTEGER_STEPS
-from tests.test_firmware import manifest, needs
+from tests.firmware import manifest, needs
 
 pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
 SPOTTER = {"layers": 1, "width": 24, "order": 6, "channels": 3, "convolutions": 2, "features": 22}

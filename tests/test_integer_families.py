@@ -16,8 +16,8 @@ from edgemem.runtimes.integer.reference import IntegerProgram
 from edgemem.runtimes.integer.states import as_integers
 from edgemem.trial import random_inputs, random_state, trial
 from edgemem.verify import INT8_STEP, INTEGER_STEPS
+from tests.firmware import manifest, needs
 from tests.integer_programs import FAMILIES, MORE, on_host, quantized
-from tests.test_firmware import manifest, needs
 
 pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
 BOARDS = ("mps2_an386", "mps2_an500", "riscv32_virt")
