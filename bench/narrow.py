@@ -18,7 +18,7 @@ from bench.claims import Table
 from edgemem.measure import measure
 
 CERTIFIED_STEPS = 8  # of each comparison, at export and when it is quantized; `bench.quant_table` has quality
-CALIBRATED = 512  # tokens
+CALIBRATED = 512  # frames or tokens of each of two sequences
 INT8 = ("onnxruntime-int8", "onnxruntime-blocks8", "openvino-int8", "litert-int8")
 INT4 = ("onnxruntime-int4", "openvino-int4", "litert-int4")
 OWN = ("onnxruntime", "openvino")  # these also read our file
@@ -106,7 +106,7 @@ def measured(label: str, folder: Path, engines: Sequence[str]) -> dict[str, Any]
     group = GROUPS[label]
     original = folder / "float.onnx"
     export_model(group.model, original, group.settings, certified_steps=CERTIFIED_STEPS)
-    calibrate = tokens(original)  # `vq` would use them too, and take long
+    calibrate = calibration(original)  # `vq` would use them too, and take long
     files, seconds = {}, {}
     for index, scheme in enumerate(group.schemes):
         begin = time.perf_counter()
@@ -136,15 +136,19 @@ def measured(label: str, folder: Path, engines: Sequence[str]) -> dict[str, Any]
     }
 
 
-def tokens(original: Path) -> Path | None:
-    """Random tokens to calibrate a model of random weights with; None of a model that other data ships for."""
+def calibration(original: Path) -> Path | None:
+    """Random inputs to calibrate a model of random weights with; None for sound, of which data ships."""
     from edgemem.modelfile import open_model
 
-    contract = open_model(original).contract
-    if contract.inputs[0].range is None:
+    port = open_model(original).contract.inputs[0]
+    if port.frontend is not None:
         return None
-    low, high = contract.inputs[0].range
-    np.save(original.with_suffix(".npy"), np.random.default_rng(0).integers(low, high, (2, CALIBRATED)))
+    rng = np.random.default_rng(0)
+    if port.range is None:
+        drawn = rng.standard_normal((2, CALIBRATED, *port.shape[2:])).astype(port.dtype)
+    else:
+        drawn = rng.integers(*port.range, (2, CALIBRATED))
+    np.save(original.with_suffix(".npy"), drawn)
     return original.with_suffix(".npy")
 
 
