@@ -84,7 +84,7 @@ class Places:
             self.held.append((statement.buffer, self.count + len(self.sizes)))
             self.sizes.append(nbytes(statement.buffer))
             return []
-        call = getattr(statement, "value", None)
+        call: Any = getattr(statement, "value", None)
         if not isinstance(statement, tirx.Evaluate) or str(getattr(call.op, "name", "")) != KERNEL_CALL:
             raise ModelFileError(f"part of a kernel would run on the host: {str(statement)[:80]!r}; report this model")
         axes = [str(axis) for axis in call.attrs.launch_params]

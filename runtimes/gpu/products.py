@@ -23,14 +23,12 @@ from edgemem.runtimes.aot.folding import dtype_of, shape_of
 from edgemem.runtimes.aot.machine import Machine
 from edgemem.runtimes.aot.quantized import products as host
 from edgemem.runtimes.aot.quantized import recogniser
+from edgemem.runtimes.aot.quantized.emitting import FLOAT, emitted, reshaped
 from edgemem.runtimes.aot.quantized.weights import EIGHT, GROUP, Half, Int4, Int8, Narrow, widened
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Expr = Any
-FLOAT = "float32"
 PRODUCT = "product"  # the block that sums; `schedules` knows it by this name
-OUT_ELEMENTWISE = 4  # relax's OpPatternKind: elementwise operators may follow it in one kernel
-OPAQUE = 8
 
 
 def converted(
@@ -53,7 +51,7 @@ def float_product(builder: Any, x: Expr, weights: Array, shape: Sequence[int]) -
     def form(a: Any, w: Any) -> Any:
         return summed(a, shape, lambda n, k: w(n, k))
 
-    return by_rows(builder, "product_float", form, x, shape, [weights.T])
+    return emitted(builder, "product_float", form, x, weights.T)
 
 
 def product(builder: Any, x: Expr, matrix: Narrow) -> Expr:
@@ -77,7 +75,7 @@ def product(builder: Any, x: Expr, matrix: Narrow) -> Expr:
         dim, count = matrix.dim, len(matrix.codes)
         form = lambda a, c, b, s: scaled(summed(a, shape, lambda n, k: entry(c, b, n, k, dim, count)), s)  # noqa: E731
         held = [matrix.codes, matrix.books, matrix.scale]
-    return by_rows(builder, f"product_{matrix.kernel}", form, x, shape, held)
+    return emitted(builder, f"product_{matrix.kernel}", form, x, *held)
 
 
 def summed(x: Any, shape: Sequence[int], weight: Callable[[Expr, Expr], Expr]) -> Any:
@@ -86,19 +84,12 @@ def summed(x: Any, shape: Sequence[int], weight: Callable[[Expr, Expr], Expr]) -
     return te.compute(tuple(shape), lambda *i: te.sum(x(*i[:-1], k) * weight(i[-1], k), axis=k), name=PRODUCT)
 
 
-def by_rows(
-    builder: Any, hint: str, form: Callable[..., Any], x: Expr, shape: Sequence[int], held: Sequence[Any]
-) -> Expr:
-    """One PrimFunc on an input and constants."""
-    constants = [part if isinstance(part, ir.Expr) else host.constant(part) for part in held]
-    return builder.emit_te(form, x, *constants, primfunc_name_hint=hint, primfunc_attrs={"op_pattern": OUT_ELEMENTWISE})
-
-
 def nibbles(q: Array) -> Array:
     """-8..7 [K, N] -> int32 [N, K / 8]: the weight plus 8 of input i among eight in bits 4 i to 4 i + 3."""
     bits = np.pad((q.T + 8).astype(np.uint32), ((0, 0), (0, -len(q) % EIGHT)))
     shifts = np.arange(0, 4 * EIGHT, 4, dtype=np.uint32)
-    return np.bitwise_or.reduce(bits.reshape(len(bits), -1, EIGHT) << shifts, axis=2).view(np.int32)
+    words: Array = np.bitwise_or.reduce(bits.reshape(len(bits), -1, EIGHT) << shifts, axis=2).view(np.int32)
+    return words
 
 
 def four_bits(words: Any, n: Expr, k: Expr) -> Expr:
@@ -120,7 +111,7 @@ def integer_product(builder: Any, x: Expr, zero: Expr | None, q: Array, machine:
     shift, flips = host.offset_of(dtype_of(x), machine.dot)
     held: list[Any] = [byte_words(q), q.astype(np.int32).sum(axis=0)]
     if zero is not None and not isinstance(zero, ir.GenericConst):
-        held.append(host.reshaped(builder, zero, (1,)))
+        held.append(reshaped(builder, zero, (1,)))
     elif zero is not None:
         shift += int(zero.value.numpy().item())
 
@@ -143,7 +134,7 @@ def integer_product(builder: Any, x: Expr, zero: Expr | None, q: Array, machine:
 
         return te.compute(tuple(shape), moved, name="moved")
 
-    return by_rows(builder, "product_w8a8", form, x, shape, held)
+    return emitted(builder, "product_w8a8", form, x, *held)
 
 
 def byte_words(q: Array) -> Array:
@@ -176,12 +167,12 @@ def dynamic(builder: Any, x: Expr) -> Expr:
 
         return te.compute((size,), value, name="quantized")
 
-    flat = host.reshaped(builder, x, (size,))
+    flat = reshaped(builder, x, (size,))
     high = builder.emit_te(lambda a: extreme(a, te.max, "high"), flat, primfunc_name_hint="high")
     low = builder.emit_te(lambda a: extreme(a, te.min, "low"), flat, primfunc_name_hint="low")
     step = builder.emit_te(step_of, high, low, primfunc_name_hint="step")
     zero = builder.emit_te(zero_of, step, low, primfunc_name_hint="zero")
     q = builder.emit_te(values, flat, step, zero, primfunc_name_hint="quantized")
     point = builder.emit(relax.op.astype(zero, "uint8"))
-    parts = [host.reshaped(builder, part, size) for part, size in ((q, shape), (step, ()), (point, ()))]
+    parts = [reshaped(builder, part, size) for part, size in ((q, shape), (step, ()), (point, ()))]
     return relax.Tuple(parts)

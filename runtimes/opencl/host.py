@@ -7,7 +7,7 @@ from importlib import resources
 
 import numpy as np
 
-from edgemem.contract import Contract, InputFacts
+from edgemem.contract import Contract, InputFacts, OutputFacts
 from edgemem.runtimes.opencl.step import SPACES, Launch, Place, Step
 
 ENGINE = ("edgemem_opencl.h", "edgemem_opencl.c")
@@ -25,10 +25,13 @@ def host_files(name: str, contract: Contract, step: Step, starts: Mapping[str, i
 
 
 def header(name: str, contract: Contract) -> str:
+    named: list[tuple[str, int, InputFacts | OutputFacts]] = [
+        *(("input", index, port) for index, port in enumerate(contract.inputs)),
+        *(("output", index, port) for index, port in enumerate(contract.outputs)),
+    ]
     ports = "\n".join(
         f"     {kind} {index}  {port.name}  {port.dtype} [{', '.join(map(str, port.shape))}]"
-        for kind, group in (("input", contract.inputs), ("output", contract.outputs))
-        for index, port in enumerate(group)
+        for kind, index, port in named
     )
     return f"""\
 /* {contract.model.name} on an OpenCL device; a step takes {contract.chunk.size} {contract.chunk.unit}(s).
@@ -43,7 +46,8 @@ extern const edgemem_model {name};
 
 def tables(name: str, contract: Contract, step: Step, starts: Mapping[str, int], file_bytes: int) -> str:
     """`NAME.c`: the step as constant tables."""
-    arguments, launches = [], []
+    arguments: list[str] = []
+    launches: list[str] = []
     for launch in step.launches:
         launches.append(launch_text(launch, len(arguments)))
         arguments += [place_text(place) for place in launch.places]

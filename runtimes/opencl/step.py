@@ -59,7 +59,7 @@ def from_json(facts: Any) -> Step:
         ModelFileError: a field is missing, of another type, or points outside its space.
     """
     try:
-        sizes = {space: whole(facts["sizes"][space]) for space in SPACES}
+        sizes: dict[str, int] = {space: whole(facts["sizes"][space]) for space in SPACES}
         step = Step(
             launches=tuple(launch(item) for item in facts["launches"]),
             copies=tuple((place(source), place(target)) for source, target in facts["copies"]),
