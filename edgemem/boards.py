@@ -104,7 +104,6 @@ class Gpu(Strict):
     threads: int  # of one block, at most
     shared_bytes: int  # that the threads of a block share
     warp: int = 1  # threads that run in step
-    memory_bytes: int | None = None
     device: str | None = None  # a part of the name that its OpenCL driver gives it
 
     @model_validator(mode="after")

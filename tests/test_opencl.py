@@ -128,6 +128,7 @@ def test_the_host_program_in_c_gives_the_same_bytes(files: Path, tmp_path: Path)
     assert run(given, ".", "portable").stdout == wanted
     outside = run(np.array([[10_000]]).tobytes(), ".")
     assert outside.returncode == 1 and b"code 5" in outside.stderr
+    assert b"code 5" in run(np.array([[-1]]).tobytes(), ".").stderr
     assert b"code 2" in run(b"", ".", "no such device").stderr
     (folder / "rwkv4_weights.bin").write_bytes(b"short")
     assert b"code 1" in run(b"", ".").stderr
@@ -150,6 +151,8 @@ def test_an_altered_file_is_refused(file: str, files: Path, tmp_path: Path) -> N
         (lambda step: step["launches"][0].update(threads=[0, 1, 1]), "malformed"),
         (lambda step: step["launches"][0].update(kernel="none"), "have no none"),
         (lambda step: step.pop("states"), "malformed"),
+        (lambda step: step["inputs"].clear(), r"step has inputs {} \(bytes\), its contract {'tokens': 8}"),
+        (lambda step: step["sizes"].update(weights=1 << 40), "the weights have .* bytes, the manifest's step wants"),
     ],
 )
 def test_a_manifest_that_points_elsewhere_is_refused(change: object, message: str, files: Path, tmp_path: Path) -> None:
@@ -167,6 +170,9 @@ def test_what_is_not_here_is_named(files: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="host has no OpenCL device; boards with one: adreno_640, intel_igpu"):
         edgemem.load(files / "rwkv4.onnx", runtime="opencl", board="host")
     wanted = ["compile", str(files / "rwkv4.onnx"), "--board", "pocl", "--runtime", "aot", "-o", str(tmp_path / "x")]
+    result = CliRunner().invoke(cli, wanted)
+    assert isinstance(result.exception, UsageError) and not (tmp_path / "x").exists()
+    wanted = ["compile", str(files / "rwkv4.onnx"), "--board", "pocl", "--report", "-o", str(tmp_path / "x")]
     result = CliRunner().invoke(cli, wanted)
     assert isinstance(result.exception, UsageError) and not (tmp_path / "x").exists()
     with pytest.raises(InputError, match="tokens"):

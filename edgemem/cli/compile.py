@@ -50,7 +50,14 @@ def command(
     begin = time.perf_counter()
     target = described(board)
     if runtime not in (None, target.runtime):
-        raise UsageError(f"board {target.name} runs programs of {target.runtime}, --runtime {runtime} came")
+        raise UsageError(
+            f"board {target.name} runs programs of {target.runtime}, --runtime {runtime} came; leave it out, or choose "
+            "another board"
+        )
+    if report and target.gpu is not None:
+        raise UsageError(
+            f"--report draws the arena of aot programs, board {target.name} runs {target.runtime}; leave it out"
+        )
     with stderr().status(f"compiling {file}") as status:
         manifest = compile_model(
             file, target, output, name, progress=lambda stage: status.update(f"compiling {file}: {stage}")
@@ -66,15 +73,18 @@ def command(
         print_json(manifest)
         return
     sizes = manifest["bytes"]
+    arena = ""
+    if "arena" in sizes:
+        arena = (
+            f", arena {human_bytes(sizes['arena'])} "
+            f"(no plan can do with less than {human_bytes(sizes['arena_lower_bound'])})"
+        )
     stderr().print(
         f"wrote {output} for {target.title} in {time.perf_counter() - begin:.1f} s: "
         f"{len(manifest['calls'])} kernel calls a step; weights {human_bytes(sizes['weights'])}, "
-        f"state {human_bytes(sizes['state'])}, arena {human_bytes(sizes['arena'])} "
-        f"(no plan can do with less than {human_bytes(sizes['arena_lower_bound'])})",
+        f"state {human_bytes(sizes['state'])}{arena}",
         highlight=False,
     )
-    if "integer" in manifest:
-        stderr().print(f"  {integer_line(manifest['integer'])}", highlight=False)
     for line in product_lines(manifest["products"]):
         stderr().print(line, highlight=False)
     if "budget" in manifest:

@@ -27,6 +27,8 @@ PACKAGES = (
     ("Hugging Face", "tokenizers", "pip install 'edgemem[hf]'"),
     ("compile", "apache-tvm", "pip install 'edgemem[tvm]'"),
     ("OpenCL", "pyopencl", "pip install 'edgemem[opencl]'"),
+    ("CUDA", "nvidia-cuda-nvrtc-cu12", "pip install 'edgemem[cuda]'"),
+    ("CUDA", "nvidia-cuda-runtime-cu12", "pip install 'edgemem[cuda]'"),
     ("audio", "soundfile", "pip install 'edgemem[audio]'"),
     ("audio", "soxr", "pip install 'edgemem[audio]'"),
     ("microphone", "sounddevice", "pip install 'edgemem[mic]'"),

@@ -70,7 +70,7 @@ def product(builder: Any, x: Expr, matrix: Narrow) -> Expr:
         held = [matrix.q.T, matrix.scale]
     elif isinstance(matrix, Int4):
         form = lambda a, w, s: summed(a, shape, lambda n, k: four_bits(w, n, k) * s(n, k // GROUP))  # noqa: E731
-        held = [nibbles(matrix.q), matrix.scale.T]
+        held = [nibbles_by_output(matrix.q), matrix.scale.T]
     else:
         dim, count = matrix.dim, len(matrix.codes)
         form = lambda a, c, b, s: scaled(summed(a, shape, lambda n, k: entry(c, b, n, k, dim, count)), s)  # noqa: E731
@@ -84,7 +84,7 @@ def summed(x: Any, shape: Sequence[int], weight: Callable[[Expr, Expr], Expr]) -
     return te.compute(tuple(shape), lambda *i: te.sum(x(*i[:-1], k) * weight(i[-1], k), axis=k), name=PRODUCT)
 
 
-def nibbles(q: Array) -> Array:
+def nibbles_by_output(q: Array) -> Array:
     """-8..7 [K, N] -> int32 [N, K / 8]: the weight plus 8 of input i among eight in bits 4 i to 4 i + 3."""
     bits = np.pad((q.T + 8).astype(np.uint32), ((0, 0), (0, -len(q) % EIGHT)))
     shifts = np.arange(0, 4 * EIGHT, 4, dtype=np.uint32)

@@ -95,7 +95,8 @@ def rows(sch: Any, warp: int) -> None:
     others = [block for block in blocks(sch) if str(sch.get(block).name_hint) != PRODUCT]
     *outer, k = sch.get_loops(product)
     after = inlined(sch, others)
-    sch.set_scope(product, 0, "local") if after else None
+    if after:
+        sch.set_scope(product, 0, "local")
     where = after or product
     loops = sch.get_loops(where)[: len(outer)]
     fused = sch.fuse(*loops)

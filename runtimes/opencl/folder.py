@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -22,13 +22,13 @@ import numpy as np
 from edgemem import __version__, modelfile
 from edgemem import contract as contracts
 from edgemem.boards import Board
-from edgemem.contract import Contract
+from edgemem.contract import Contract, InputFacts, OutputFacts, StateFacts
 from edgemem.errors import ModelFileError
 from edgemem.program import Array
 from edgemem.runtimes.aot.load import FORMAT, read_manifest
 from edgemem.runtimes.opencl import device as devices
 from edgemem.runtimes.opencl.program import OpenclProgram
-from edgemem.runtimes.opencl.step import from_json
+from edgemem.runtimes.opencl.step import Place, Step, from_json
 
 RUNTIME = "opencl"
 
@@ -111,9 +111,34 @@ def load_folder(folder: Path) -> OpenclProgram:
     name = manifest["name"]
     text = checked(folder / f"{name}.cl", manifest).decode()
     blob = checked(folder / f"{name}_weights.bin", manifest)
+    check_ports(contract, step, len(blob))
     device = devices.device((manifest["board"].get("gpu") or {}).get("device"))
     start = starts(contract, manifest.get("starts"), blob)
     return OpenclProgram(contract, step, text, blob[: step.sizes["weights"]], start, device)
+
+
+def check_ports(contract: Contract, step: Step, file_bytes: int) -> None:
+    """Hold a step against its contract: every port and state there, at its size, and the weights whole.
+
+    Raises:
+        ModelFileError: with the one that does not fit.
+    """
+    groups: list[tuple[str, Mapping[str, Place], Sequence[InputFacts | OutputFacts | StateFacts]]] = [
+        ("input", step.inputs, contract.inputs),
+        ("output", step.outputs, contract.outputs),
+        ("state", step.states, contract.states),
+    ]
+    for kind, places, facts in groups:
+        wanted = {fact.name: int(np.prod(fact.shape)) * np.dtype(fact.dtype).itemsize for fact in facts}
+        there = {name: place.nbytes for name, place in places.items()}
+        if there != wanted:
+            raise ModelFileError(
+                f"the manifest's step has {kind}s {there} (bytes), its contract {wanted}; compile again"
+            )
+    if file_bytes < step.sizes["weights"]:
+        raise ModelFileError(
+            f"the weights have {file_bytes} bytes, the manifest's step wants {step.sizes['weights']}; compile again"
+        )
 
 
 def starts(contract: Contract, offsets: Any, blob: bytes) -> dict[str, Array]:

@@ -98,7 +98,8 @@ def port_text(name: str, place: Place, checked: InputFacts | None = None, start:
     least, most, width = 0, 0, 0
     if checked is not None and checked.range is not None:
         least, most = checked.range
-        width = np.dtype(checked.dtype).itemsize
+        kind = np.dtype(checked.dtype)
+        width = -kind.itemsize if kind.kind in "bu" else kind.itemsize
     return f'{{"{name}", {place_text(place)}, {width}, INT64_C({least}), INT64_C({most}), {start}}}'
 
 
@@ -147,6 +148,11 @@ int main(int count, char **arguments)
     }}
     for (i = 0; i < OUTPUTS; i++) {{
         outputs[i] = malloc({name}.outputs[i].place.nbytes);
+    }}
+    for (i = 0; i < INPUTS + OUTPUTS; i++) {{
+        if ((i < INPUTS ? inputs[i] : outputs[i - INPUTS]) == NULL) {{
+            code = EDGEMEM_MEMORY;
+        }}
     }}
     while (code == EDGEMEM_OK && filled(inputs, {name}.inputs, INPUTS)) {{
         code = edgemem_step(stream, (const void *const *)inputs, outputs);

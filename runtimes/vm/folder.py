@@ -73,12 +73,7 @@ def write_folder(
             "name": name,
             "board": {**board.model_dump(mode="json"), "gpu": gpu},
             "contract": json.loads(contracts.encode(contract)),
-            "bytes": {
-                "weights": found.model.onnx.weight_bytes,
-                "state": contract.state_bytes,
-                "arena": 0,  # the machine's own pool
-                "arena_lower_bound": 0,
-            },
+            "bytes": {"weights": found.model.onnx.weight_bytes, "state": contract.state_bytes},
             "starts": offsets,
             "inputs": found.inputs,
             "outputs": found.outputs,

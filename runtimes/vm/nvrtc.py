@@ -56,7 +56,11 @@ def cubin(source: str, arch: str) -> bytes:
         MissingDependency: the compiler or its headers are not installed.
         CompileError: the compiler refuses the source, or does not know the architecture.
     """
-    library = ctypes.CDLL(str(package("cuda_nvrtc", "lib") / LIBRARY))
+    place = package("cuda_nvrtc", "lib") / LIBRARY
+    try:
+        library = ctypes.CDLL(str(place))
+    except OSError as error:
+        raise MissingDependency(f"{place} cannot be loaded ({error}); reinstall it: {INSTALL}") from error
     headers = package("cuda_runtime", "include")
     lines = [line for line in source.splitlines() if not line.strip().startswith(LEFT_OUT)]
     text = (PREAMBLE + "\n".join(lines)).encode()
@@ -78,11 +82,17 @@ def cubin(source: str, arch: str) -> bytes:
 
 
 def fetched(library: Any, handle: ctypes.c_void_p, what: str) -> bytes:
-    """A result of the compiler, by the name of the function that gives it."""
+    """A result of the compiler, by the name of the function that gives it.
+
+    Raises:
+        CompileError: the compiler has none.
+    """
     size = ctypes.c_size_t()
-    library[f"nvrtcGet{what}Size"](handle, ctypes.byref(size))
+    code = library[f"nvrtcGet{what}Size"](handle, ctypes.byref(size))
     room = ctypes.create_string_buffer(size.value)
-    library[f"nvrtcGet{what}"](handle, room)
+    code = code or library[f"nvrtcGet{what}"](handle, room)
+    if code != 0 or not size.value:
+        raise CompileError(f"NVRTC gives no {what} (code {code}); reinstall it: {INSTALL}")
     return room.raw
 
 
@@ -99,13 +109,17 @@ def compiled_before(source: str, code: bytes) -> Iterator[None]:
     before: Callable[..., Any] | None = tvm_ffi.get_global_func(name, allow_missing=True)
 
     def compiled(wanted: str, *rest: Any) -> Any:
-        if str(wanted) == source or before is None:
+        if str(wanted) == source:
             return bytearray(code)
+        if before is None:
+            raise CompileError("the program holds other kernels than its folder; compile the model again")
         return before(wanted, *rest)
 
     tvm_ffi.register_global_func(name, compiled, override=True)
     try:
         yield
     finally:
-        if before is not None:
+        if before is None:
+            tvm_ffi.remove_global_func(name)
+        else:
             tvm_ffi.register_global_func(name, before, override=True)

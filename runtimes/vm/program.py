@@ -81,7 +81,7 @@ class VmState(StateBlock):
         try:
             self.step = relax.VirtualMachine(program.module, program.device)["main"]
         except Exception as error:  # TVM raises plain errors of its own kind
-            raise out_of(program, error) from error
+            raise failure(program, error) from error
         self.held: dict[str, Any] = {}
         self.outputs: dict[str, Array] = {}
         self.reset()
@@ -89,7 +89,11 @@ class VmState(StateBlock):
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         program = self._program
         given = {name: program.moved(np.ascontiguousarray(array)) for name, array in inputs.items()}
-        results = self.step(*(given[name] if name in given else self.held[name] for name in program.inputs))
+        arguments = [given[name] if name in given else self.held[name] for name in program.inputs]
+        try:
+            results = self.step(*arguments)
+        except Exception as error:  # TVM raises plain errors of its own kind
+            raise failure(program, error) from error
         named = dict(zip(program.outputs, results if len(program.outputs) > 1 else [results], strict=True))
         self.held = {state.input: named[state.output] for state in program.contract.states}
         self.outputs = {port.name: named[port.name].numpy() for port in program.contract.outputs}
@@ -144,13 +148,10 @@ class VmProgram(Program):
 
     def step(self, inputs: Mapping[str, Array], state: StateBlock) -> dict[str, Array]:
         assert isinstance(state, VmState)
-        try:
-            return state.run(inputs)
-        except Exception as error:  # TVM raises plain errors of its own kind
-            raise out_of(self, error) from error
+        return state.run(inputs)
 
 
-def out_of(program: VmProgram, error: Exception) -> Exception:
+def failure(program: VmProgram, error: Exception) -> Exception:
     """What a failure of the machine is: most often no memory."""
     needed = program.weight_bytes + program.state_bytes
     free = getattr(program.device, "available_global_memory", None)

@@ -209,6 +209,9 @@ int edgemem_reset(edgemem_stream *s)
 
 int edgemem_get_state(edgemem_stream *s, int index, void *values)
 {
+    if (index < 0 || index >= s->model->state_count) {
+        return EDGEMEM_RANGE;
+    }
     const edgemem_place *place = &s->model->states[index].place;
     const cl_int error = clEnqueueReadBuffer(s->queue, s->spaces[EDGEMEM_STATE], CL_TRUE, place->offset[s->turn],
                                              place->nbytes, values, 0, NULL, NULL);
@@ -218,6 +221,9 @@ int edgemem_get_state(edgemem_stream *s, int index, void *values)
 
 int edgemem_set_state(edgemem_stream *s, int index, const void *values)
 {
+    if (index < 0 || index >= s->model->state_count) {
+        return EDGEMEM_RANGE;
+    }
     const edgemem_place *place = &s->model->states[index].place;
     const cl_int error = clEnqueueWriteBuffer(s->queue, s->spaces[EDGEMEM_STATE], CL_TRUE, place->offset[s->turn],
                                               place->nbytes, values, 0, NULL, NULL);
@@ -225,22 +231,30 @@ int edgemem_set_state(edgemem_stream *s, int index, const void *values)
     return error == CL_SUCCESS ? EDGEMEM_OK : EDGEMEM_LAUNCH;
 }
 
+/* An integer of `width` bytes, little-endian as every OpenCL host is here; below 0: without a sign. */
+static int64_t integer(const unsigned char *bytes, int width)
+{
+    const int count = width < 0 ? -width : width;
+    uint64_t value = 0;
+    int i;
+
+    for (i = count - 1; i >= 0; i--) {
+        value = (value << 8) | bytes[i];
+    }
+    if (width > 0 && count < 8 && bytes[count - 1] & 0x80) {
+        value |= ~UINT64_C(0) << (8 * count);
+    }
+    return (int64_t)value;
+}
+
 static int in_range(const edgemem_port *port, const void *values)
 {
-    const size_t width = (size_t)port->index_bytes;
+    const size_t width = (size_t)(port->index_bytes < 0 ? -port->index_bytes : port->index_bytes);
     size_t i;
 
     for (i = 0; width > 0 && i < port->place.nbytes / width; i++) {
-        int64_t value;
+        const int64_t value = integer((const unsigned char *)values + i * width, port->index_bytes);
 
-        if (width == sizeof value) {
-            memcpy(&value, (const char *)values + i * width, sizeof value);
-        } else {
-            int32_t narrow;
-
-            memcpy(&narrow, (const char *)values + i * width, sizeof narrow);
-            value = narrow;
-        }
         if (value < port->least || value > port->most) {
             return 0;
         }

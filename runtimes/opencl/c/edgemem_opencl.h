@@ -43,7 +43,7 @@ typedef struct {
 typedef struct {
     const char *name;
     edgemem_place place;
-    int index_bytes; /* of an element with a range to check: 4 or 8, or 0 */
+    int index_bytes; /* of an integer with a range to check: 1, 2, 4 or 8, below 0 if it has no sign; or 0 */
     int64_t least, most;
     size_t start; /* of a state: where its first value lies in the weights' file */
 } edgemem_port;
@@ -66,6 +66,7 @@ typedef struct edgemem_stream edgemem_stream;
 int edgemem_open(const edgemem_model *model, const char *folder, const char *device, edgemem_stream **stream);
 int edgemem_step(edgemem_stream *stream, const void *const *inputs, void *const *outputs);
 int edgemem_reset(edgemem_stream *stream);
+/* `index`: of the model's `states`. */
 int edgemem_get_state(edgemem_stream *stream, int index, void *values);
 int edgemem_set_state(edgemem_stream *stream, int index, const void *values);
 void edgemem_close(edgemem_stream *stream);
