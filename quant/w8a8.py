@@ -41,6 +41,7 @@ from edgemem.quant.scheme import Job, Scheme
 
 MOVES = frozenset({"Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Identity", "Expand", "Flatten", "Gather"})
 JOINS = frozenset({"Concat", "Where"})
+SETTINGS = frozenset({"Pad", "Clip"})  # operators that want the constants after their first input as they are
 MARGIN = 2.0  # of int16 ranges: inputs that calibration did not see, for one of fifteen bits
 MASKED = 24.0  # exp(-24) is nothing: as far down as a mask has to reach
 INT8, INT16, INT32 = ir.DataType.INT8, ir.DataType.INT16, ir.DataType.INT32
@@ -285,6 +286,8 @@ def constants(plan: Plan, node: ir.Node) -> None:
         return
     for index, value in enumerate(node.inputs):
         if value is None or value.const_value is None or value.dtype != FLOAT or plan.job.excluded(str(value.name)):
+            continue
+        if node.op_type in SETTINGS and index > 0:
             continue
         group = plan.groups.get(str(value.name)) or plan.groups.get(str(node.outputs[0].name))
         if group is not None and group.wide:

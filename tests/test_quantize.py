@@ -273,6 +273,34 @@ def test_a_matrix_that_an_unknown_operator_reads_comes_with_a_warning(tmp_path: 
     assert not any("Einsum" in text for text in half.warnings)
 
 
+class Bounded(nn.Module):
+    """A recurrence between bounds, of padded inputs: two operators with constants that say how."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(40, 32)
+        self.state = (edgemem.StateTensor("h", (32,)),)
+
+    def step(self, x: torch.Tensor, state: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        padded = nn.functional.pad(x, (4, 4), value=0.25)
+        h = torch.clamp(0.5 * state["h"] + self.inner(padded), -0.75, 0.75)
+        return h, {"h": h}
+
+
+def test_constants_that_say_how_stay_as_they_are(tmp_path: Path) -> None:
+    """An integer step keeps the bounds of Clip and the value of Pad as constants, which compilers want."""
+    torch.manual_seed(0)
+    to_onnx(Bounded(), torch.randn(1, 4, 32), tmp_path / "m.onnx")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32))
+    quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", "w8a8", calibrate=tmp_path / "x.npy")
+    graph = onnx.load(tmp_path / "q.onnx").graph
+    made = {name for node in graph.node for name in node.output}
+    settings_of_operators = [name for n in graph.node if n.op_type in ("Pad", "Clip") for name in n.input[1:] if name]
+    assert settings_of_operators and not made.intersection(settings_of_operators)
+    pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
+    assert verify(tmp_path / "q.onnx", 32, ("aot",), reference=tmp_path / "m.onnx").ok
+
+
 def test_the_parent_is_not_written_over(zoo: Files, tmp_path: Path) -> None:
     path = Path(shutil.copy(zoo("lmu"), tmp_path / "m.onnx"))
     before = path.read_bytes()
