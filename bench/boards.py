@@ -4,7 +4,7 @@
     python -m bench.boards --fit        and fits anew what `compile` predicts with: runtimes/firmware/costs.json
     python -m bench.boards --form w8a8  only models of that form; what is stored of the other stays
 
-    kws-tiny   w8a8   microbit     390,258 instructions    2 % above what was predicted    46.1 KiB flash   7.2 KiB RAM
+    kws-tiny       w8a8   microbit           399,094 instructions  +0.1% predicted       41.6 KiB flash    3.3 KiB RAM
 
 writes bench/results/boards.json. Counts are exact and the same on every machine; no time is measured.
 """
@@ -237,6 +237,7 @@ def with_prediction(row: Counted) -> dict[str, Any]:
 
 
 def line(row: Mapping[str, Any]) -> str:
+    """A row as it is printed."""
     said = ""
     if "predicted" in row:
         said = f"{row['predicted'] / row['instructions_per_step'] - 1:+.1%} predicted"

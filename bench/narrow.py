@@ -93,8 +93,8 @@ HEADS = (
 MB = 1e6
 
 
-def bits(scheme: str) -> int:
-    """Of a weight, as the engines count them: a peer with as many is compared."""
+def peer_bits(scheme: str) -> int:
+    """Bits of a weight in the peers that a scheme is compared with: 4 beside `vq` too, as no peer has its 2."""
     return 8 if scheme.startswith("w8") else 4
 
 
@@ -183,7 +183,7 @@ def cells(label: str, row: Mapping[str, Any]) -> list[str]:
     return [
         GROUPS[label].name,
         f"`{row['file']}`" if ours else "",
-        str(2 if row["file"] == VQ else bits(row["file"])),
+        str(2 if row["file"] == VQ else peer_bits(row["file"])),
         f"{row['bytes_per_step'] / MB:.2f} MB" if ours else "",
         f"`{row['runtime']}`",
         f"{row['p50_us']:,.1f}",
@@ -217,6 +217,6 @@ def compared(rows: Sequence[Mapping[str, Any]], scheme: str, against: str, key: 
         return float(own["roofline_ratio" if key == "p50_us" else "best_roofline_ratio"])
     if against in ours:
         return float(own[key]) / float(ours[against][key])
-    others = [row for row in rows if row["runtime"] != "aot" and bits(row["file"]) == bits(scheme)]
+    others = [row for row in rows if row["runtime"] != "aot" and peer_bits(row["file"]) == peer_bits(scheme)]
     times = [float(row[key]) for row in others if against in ("best peer", row["runtime"])]
     return float(own[key]) / min(times) if times else None

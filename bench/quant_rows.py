@@ -160,7 +160,7 @@ def checkpoint(model: str) -> str:
 
 @cache
 def code(folders: tuple[str, ...]) -> list[str]:
-    """SHA-256 of every module of some of edgemem's sub-packages."""
+    """SHA-256 of the modules directly in some of edgemem's sub-packages."""
     import importlib
 
     roots = [Path(str(importlib.import_module(f"edgemem.{name}").__path__[0])) for name in folders]

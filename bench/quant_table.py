@@ -5,7 +5,8 @@
     python -m bench.quant_table --times              files and times alone, in one pass by model: on a quiet machine
     python -m bench.quant_table --models kws-gru,lm-rwkv4 --schemes "w8;w8a8"        some rows; the others stay
 
-    kws-lmuformer   w8              120,444  0.261×  error 1.01%  accuracy 0.9667 of 0.9667   346 us  4.36×
+    kws-lmuformer          w8                           120,444  0.261×  1.01%  accuracy 0.9667  +0.00%  1440 clips  346
+    4.36×
 
 writes bench/results/quant.json after every row, so that a run that was stopped goes on where it was. Files are kept in
 build/quant (--folder), by what they were made of: the checkpoint, the scheme, its code and its data. A score belongs to

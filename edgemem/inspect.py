@@ -46,16 +46,13 @@ def state_bytes(model: ModelFile) -> int:
 
 def macs_per_step(model: ModelFile) -> int:
     """Multiply-accumulates of one step; a product whose shapes the file does not tell counts as 0."""
-    shapes = {name: kind.shape for name, kind in (*model.onnx.values.items(), *model.onnx.outputs.items())}
-    shapes |= {name: kind.shape for name, kind in model.onnx.inputs.items()}
-    shapes |= {name: constant.shape for name, constant in model.onnx.initializers.items()}
+    shapes = shapes_of(model)
     return sum(macs(node, shapes) for node in model.onnx.nodes)
 
 
 def byte_macs_per_step(model: ModelFile) -> int:
     """Those of them that multiply bytes with bytes: int8 weights, and activations that the file rounds to 8 bits."""
-    shapes = {name: kind.shape for name, kind in (*model.onnx.values.items(), *model.onnx.outputs.items())}
-    shapes |= {name: constant.shape for name, constant in model.onnx.initializers.items()}
+    shapes = shapes_of(model)
     made = {name: node for node in model.onnx.nodes for name in node.outputs}
     kinds = {name: kind.dtype for name, kind in model.onnx.values.items()}
     kinds |= {name: constant.dtype for name, constant in model.onnx.initializers.items()}
@@ -67,6 +64,13 @@ def byte_macs_per_step(model: ModelFile) -> int:
 
     products = (node for node in model.onnx.nodes if node.op_type in PRODUCTS)
     return sum(macs(node, shapes) for node in products if all(map(is_bytes, node.inputs[:2])))
+
+
+def shapes_of(model: ModelFile) -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors that the file tells, by name."""
+    file = model.onnx
+    kinds = (*file.values.items(), *file.outputs.items(), *file.inputs.items(), *file.initializers.items())
+    return {name: kind.shape for name, kind in kinds}
 
 
 def macs(node: Node, shapes: dict[str, tuple[int, ...]]) -> int:

@@ -202,6 +202,11 @@ class Probe:
         self._room: dict[int, Array] = {}
         self._threads, self._pool = threads, ThreadPoolExecutor(threads) if threads > 1 else None
 
+    def close(self) -> None:
+        """End its threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
     def _timed(self, call: Callable[[int, int], object]) -> float:
         """As `timed`, of `call(thread, repeats)` on all threads at once."""
         pool = self._pool
@@ -317,6 +322,7 @@ def measure(
         peers.interpreter(name)
     with tempfile.TemporaryDirectory(prefix="edgemem-") as folder, ExitStack() as stack:
         probe = Probe(Path(folder), threads)
+        stack.callback(probe.close)
         candidates = [candidate(file, name, threads, seed) for file in files for name in runtimes]
         skipped = []
         pairs = [(file, name) for file in files for name in beside.get(file, ())]

@@ -128,7 +128,7 @@ def checked(kind: Any, value: Any, where: tuple[str, ...]) -> Any:
             raise wanted("an object", value, where)
         return {text(key, where): checked(arguments[1], part, (*where, str(key))) for key, part in value.items()}
     if origin is list:
-        return json_value(value, where)
+        return list(sequence((*arguments, ...), value, where))
     assert origin in (typing.Union, types.UnionType), kind
     return one_of(arguments, value, where)
 

@@ -28,6 +28,7 @@ KEY = "edgemem.tokenizer"
 FILE = "tokenizer.json"
 ENCODING = "tokenizer:"
 UNFINISHED = "\ufffd"  # at the end of a text: a character of which bytes are missing
+MAX_TOKENIZER_BYTES = 1 << 26
 MOST_PENDING = 16  # tokens that may wait for the end of a character; no character has more bytes than 4
 
 
@@ -122,7 +123,7 @@ def attached(contract: Contract, origin: Path | None) -> str | None:
     """The tokenizer.json of a model file or compiled folder; None where its input has no such encoding.
 
     Raises:
-        ContractError: it is missing, or not the one of the contract.
+        ContractError: it is missing, too large, or not the one of the contract.
     """
     encoding = contract.inputs[0].encoding or ""
     if not encoding.startswith(ENCODING):
@@ -136,10 +137,22 @@ def attached(contract: Contract, origin: Path | None) -> str | None:
 
 
 def stored(origin: Path) -> str | None:
-    """The text of the tokenizer.json at a model file or in a compiled folder, if there is one."""
+    """The text of the tokenizer.json at a model file or in a compiled folder, if there is one.
+
+    Raises:
+        ContractError: that of a folder is larger than any tokenizer.
+    """
     if origin.is_dir():
         path = origin / FILE
-        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            data = file.read(MAX_TOKENIZER_BYTES + 1)
+        if len(data) > MAX_TOKENIZER_BYTES:
+            raise ContractError(
+                f"{path} has more than the {MAX_TOKENIZER_BYTES:,} bytes that are allowed; compile the model again"
+            )
+        return data.decode("utf-8", errors="replace")
     from edgemem import onnxfile
 
     return onnxfile.read(origin).metadata.get(KEY)

@@ -35,7 +35,7 @@ from edgemem.narrow import as_parent, helper
 from edgemem.program import load
 from edgemem.quant import calibration, graph
 from edgemem.quant import state as states
-from edgemem.quant.scheme import Job, Scheme, TensorChoice, Tick, parsed, quiet
+from edgemem.quant.scheme import Job, Scheme, StageTick, TensorChoice, parsed, silent
 from edgemem.tasks import Score
 from edgemem.trial import trial
 
@@ -99,7 +99,7 @@ def quantize(
     smallest: int = SMALLEST_ELEMENTS,
     task: str | None = None,
     steps: int = CERTIFIED_STEPS,
-    tick: Tick = quiet,
+    tick: StageTick = silent,
 ) -> Report:
     """Quantize a model file by `scheme` (`w8`, `vq:dim=4,codes=256`, … see `edgemem.quant.scheme`).
 
@@ -178,13 +178,13 @@ def quantize(
     return replace(report, quality=quality)
 
 
-def counted(tick: Tick, stage: str, total: int) -> Callable[[], None]:
+def counted(tick: StageTick, stage: str, total: int) -> Callable[[], None]:
     """A call after each of `total` steps of a stage."""
     done = itertools.count(1)
     return lambda: tick(stage, next(done) / total)
 
 
-def judged(task: str, parent: Path, path: Path, tick: Tick) -> dict[str, Any]:
+def judged(task: str, parent: Path, path: Path, tick: StageTick) -> dict[str, Any]:
     """A task's metric of both files, streamed."""
     before = evaluate(parent, task, tick=lambda share: tick(f"{task}, before", share))
     after = evaluate(path, task, tick=lambda share: tick(f"{task}, after", share))

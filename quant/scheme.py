@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 FILES = ("f16", "w8", "w8a8_dynamic", "w4g32", "vq", "w8a8", "w8a8_outlier", "memory_vq")
 
 
-Tick = Callable[[str, float], None]  # hears of the stage that runs, and of the share of it that is done
+StageTick = Callable[[str, float], None]  # hears of the stage that runs, and of the share of it that is done
 
 
-def quiet(stage: str, share: float) -> None:
+def silent(stage: str, share: float) -> None:
     """The tick that tells no one."""
 
 
@@ -79,7 +79,7 @@ class Job:
     choices: list[TensorChoice] = field(default_factory=list)
     skipped: list[TensorChoice] = field(default_factory=list)  # matrices of fewer than `smallest` elements
     warnings: list[str] = field(default_factory=list)
-    tick: Tick = quiet
+    tick: StageTick = silent
 
     def weights(self) -> list[Weight]:
         """The matrices that are large enough and not excluded, by name."""

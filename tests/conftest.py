@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -34,6 +35,20 @@ def short_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     from edgemem.quant import calibration
 
     monkeypatch.setattr(calibration, "LONG_FRAMES", 256)
+
+
+@pytest.fixture(scope="session")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model whose state moves slowly, and calibration data: every feature has a mean of its own, in noise."""
+    import torch
+
+    from edgemem.export import to_onnx
+    from tests.quantizing import SlowAverage, sequence
+
+    folder = tmp_path_factory.mktemp("slow")
+    to_onnx(SlowAverage(), torch.zeros(1, 1, 8), folder / "m.onnx")
+    np.save(folder / "x.npy", sequence(4096, seed=1))
+    return folder / "m.onnx", folder / "x.npy"
 
 
 @pytest.fixture(scope="session")

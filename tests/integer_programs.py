@@ -12,8 +12,8 @@ from edgemem.program import Program
 from edgemem.runtimes.aot import emit
 from edgemem.runtimes.aot.load import AotProgram, Library
 from edgemem.runtimes.integer.generate import generated
+from tests.firmware import SPOTTER
 
-SPOTTER = {"layers": 1, "width": 24, "order": 6, "channels": 3, "convolutions": 2, "features": 22}
 FAMILIES = {
     "kws-lmuformer": SPOTTER,
     "rwkv4": {"layers": 2, "width": 24, "vocab": 19},

@@ -98,7 +98,8 @@ def test_codes_by_tables(
     wanted = x.astype("d") @ (decoded * scale[:, None].astype("d")).T
     error = np.abs(y - wanted).max(axis=1) / np.abs(wanted).max(axis=1)
     assert (error < 3e-6).all(), error
-    assert schedule in ("tables", "loops") or "avx512vbmi" not in features()  # loops: what takes the padding away
+    if tables.fits(HOST, matrix):  # the last kernel: the product, or what takes the padding of its outputs away
+        assert schedule == ("loops" if outputs % tables.WIDE else "tables")
 
 
 def test_codes_by_tables_keep_what_is_not_finite(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from edgemem.modelfile import open_model
 from edgemem.quant import calibration, quantize
 from edgemem.quant.calibration import Observed, observed, read, steps
 from edgemem.quant.ranges import CALIBRATORS
-from tests.test_quantized_state import output_error, slow  # noqa: F401
+from tests.quantizing import output_error
 
 
 @pytest.mark.parametrize(
@@ -119,9 +119,7 @@ def test_numbers_that_stand_for_infinity_are_left_out_of_ranges() -> None:
 
 
 def test_calibrating_on_fresh_states_alone_is_worse(
-    slow: tuple[Path, Path],  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    slow: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slow average that is reset before every step never shows the range it lives in."""
     model, data = slow

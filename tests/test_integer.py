@@ -24,10 +24,9 @@ from edgemem.runtimes.integer.reference import IntegerProgram
 from edgemem.runtimes.integer.states import as_float, as_integers
 from edgemem.trial import random_state, trial
 from edgemem.verify import INT8_STEP, INTEGER_STEPS
-from tests.firmware import manifest, needs
+from tests.firmware import SPOTTER, manifest, needs
 
 pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
-SPOTTER = {"layers": 1, "width": 24, "order": 6, "channels": 3, "convolutions": 2, "features": 22}
 REAL = ("stm32f746g_disco", "nucleo_f446re", "nucleo_h743zi", "nrf52840_dk", "rpi_pico", "rpi_pico2", "esp32c3")
 CORES = ("mps2_an385", "mps2_an386", "mps3_an547")  # portable, SMLAD, Helium
 

@@ -35,6 +35,7 @@ def test_threads_of_a_probe_share_what_it_reads(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(measure, "timed", lambda call: [call(1), 8.0][1])
     unit = 8 * probe.vector_bytes
     assert probe.read_us(2 * 1000 * unit) == 8.0
+    probe.close()
     (first, size), (second, other) = sorted(spans)
     assert size == other == 1000 * unit and second == first + size
 
@@ -88,12 +89,39 @@ def test_the_roofline_is_the_tighter_of_two_limits() -> None:
     assert row.to_json()["p50_us"] == 5.0
 
 
-def test_the_probe_reads_and_multiplies(tmp_path: Path) -> None:
-    """A thousandfold work takes longer, whatever the machine does meanwhile."""
-    probe = measure.Probe(tmp_path)
-    assert 0 < probe.read_us(1 << 12) < probe.read_us(1 << 22)
-    assert 0 < probe.multiply_us(1 << 12) < probe.multiply_us(1 << 22)
-    assert probe.dots_us(0) == 0 < probe.dots_us(1 << 12) < probe.dots_us(1 << 22)
+@pytest.mark.parametrize("bytes_at_once", [True, False])
+def test_the_probe_reads_and_multiplies_as_much_as_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bytes_at_once: bool
+) -> None:
+    """Every repeat takes 8 us here; eight chains of registers turn 1000 times in it. The C runs, and is recorded."""
+    probe, calls = measure.Probe(tmp_path), []
+    compiled = probe._library
+
+    class Recorder:
+        def probe_read(self, address: int, size: int, repeats: int) -> None:
+            calls.append(("read", size * repeats))
+            compiled.probe_read(address, size, repeats)
+
+        def probe_multiply(self, turns: int) -> None:
+            calls.append(("multiply", turns))
+            compiled.probe_multiply(turns)
+
+        def probe_dots(self, turns: int) -> bool:
+            calls.append(("dots", turns))
+            compiled.probe_dots(turns)
+            return bytes_at_once
+
+    monkeypatch.setattr(probe, "_library", Recorder())
+    monkeypatch.setattr(measure, "timed", lambda call: [call(3), 8.0][1])
+    for size in (1 << 12, 1 << 22):
+        assert probe.read_us(size) == 8.0 and calls.pop() == ("read", 3 * size)
+    floats = 8 * probe.vector_bytes // 4  # that a turn multiplies
+    assert probe.multiply_us(5000 * floats) == 40.0 and calls.pop() == ("multiply", 3000)
+    assert probe.dots_us(0) == 0 and not calls
+    if bytes_at_once:
+        assert probe.dots_us(5000 * 16 * 64) == 40.0 and calls == [("dots", 1), ("dots", 3000)]
+    else:  # a processor that multiplies bytes no faster
+        assert probe.dots_us(5000 * floats) == 40.0 and calls == [("dots", 1), ("multiply", 3000)]
 
 
 def test_a_probe_that_does_not_compile_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +29,7 @@ from edgemem.quant import state as states
 from edgemem.quant.w8 import quantized
 from edgemem.trial import random_inputs, trial
 from edgemem.verify import verify
+from tests.quantizing import Files, random_data
 from tests.zoo import NAMES as ALL
 from tests.zoo import settings_of
 
@@ -44,22 +44,7 @@ SCHEMES = {
 STEPS = 40
 NAMES = ("lm-rwkv4", "lmu", "memformer", "folding")  # of every family
 FEW = 8  # elements: the small models have small matrices
-Files = Callable[[str], Path]
 pytestmark = pytest.mark.usefixtures("short_calibration")
-
-
-def random_data(model: Path, path: Path, frames: int = 256) -> Path:
-    """Calibration data: normal features, uniform tokens."""
-    rng, contract = np.random.default_rng(7), open_model(model).contract
-    arrays = {}
-    for port in contract.inputs:
-        shape = (frames, *port.shape[2:])
-        if port.role == "tokens" and port.range is not None:
-            arrays[port.name] = rng.integers(port.range[0], port.range[1] + 1, shape)
-        elif port.role != "valid":
-            arrays[port.name] = rng.standard_normal(shape).astype(np.float32)
-    np.savez(path, **arrays)
-    return path
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,59 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
-import edgemem
 from edgemem import evaluation, load
 from edgemem.errors import UsageError
-from edgemem.export import to_onnx
 from edgemem.modelfile import open_model
 from edgemem.narrow import as_parent
-from edgemem.program import Array, Program
+from edgemem.program import Program
 from edgemem.quant import quantize
 from edgemem.quant.state import GOLDEN, POLICIES, Rounder
 from edgemem.snapshot import fingerprint
 from edgemem.tasks import Score
 from edgemem.trial import poisoned
 from edgemem.verify import verify
-
-DECAY = 0.999  # a time constant of 1000 steps: one update is far below half a step of int8
-STEPS = 2000
-
-
-class SlowAverage(nn.Module):
-    """m = decay m + (1 - decay) x: an accumulator whose every update is small."""
-
-    def __init__(self, width: int = 8) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.mix = nn.Linear(width, width)
-        self.state = (edgemem.StateTensor("mean", (width,)),)
-
-    def step(self, x, state):  # type: ignore[no-untyped-def]
-        mean = DECAY * state["mean"] + (1 - DECAY) * x
-        return self.mix(mean), {"mean": mean}
-
-
-@pytest.fixture(scope="module")
-def slow(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The model, and calibration data: every feature has a mean of its own, in noise."""
-    folder = tmp_path_factory.mktemp("slow")
-    to_onnx(SlowAverage(), torch.zeros(1, 1, 8), folder / "m.onnx")
-    np.save(folder / "x.npy", sequence(4096, seed=1))
-    return folder / "m.onnx", folder / "x.npy"
-
-
-def sequence(count: int, seed: int = 0) -> Array:
-    rng = np.random.default_rng(seed)
-    return (np.linspace(-1, 1, 8) + 0.3 * rng.standard_normal((count, 8))).astype(np.float32)
-
-
-def output_error(narrow: Path, parent: Path) -> float:
-    """RMS error of the outputs over a long run, relative to their RMS."""
-    outputs = [np.stack([s.step(x) for x in sequence(STEPS)]) for s in (load(p).stream() for p in (narrow, parent))]
-    return float(np.sqrt(np.mean((outputs[0] - outputs[1]) ** 2) / np.mean(outputs[1] ** 2)))
+from tests.quantizing import output_error, sequence
 
 
 def test_plain_int8_stands_still_and_the_other_policies_hold(slow: tuple[Path, Path], tmp_path: Path) -> None:

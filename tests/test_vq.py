@@ -21,7 +21,7 @@ from edgemem.quant.scheme import Job
 from edgemem.quant.vq import encoded
 from edgemem.trial import poisoned
 from edgemem.verify import verify
-from tests.test_quantize import Files, random_data
+from tests.quantizing import Files, random_data
 
 pytestmark = pytest.mark.usefixtures("short_calibration")
 

@@ -4,8 +4,8 @@
     model.safetensors               the weights, or model.safetensors.index.json and the parts that it names
     tokenizer.json                  how text becomes tokens, if it is there
 
-Nothing is fetched, nothing is unpickled, nothing outside the folder is read. A configuration without weights beside it
-gives random ones.
+Nothing is fetched, nothing is unpickled, and no file names one outside the folder: only links in it lead there, as
+those of the Hugging Face cache do. A configuration without weights beside it gives random ones.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ from optimum.exporters.tasks import TasksManager
 from edgemem.errors import CheckpointError, ConfigError
 from edgemem.export.hf import registry
 from edgemem.text import first_line
+from edgemem.tokenizer import MAX_TOKENIZER_BYTES
 
+ADAPTER = "adapter_config.json"  # transformers would load the base model that it names, from wherever
 CONFIG, INDEX, WEIGHTS, TOKENIZER = "config.json", "model.safetensors.index.json", "model.safetensors", "tokenizer.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
-MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES = 1 << 22, 1 << 26
+MAX_CONFIG_BYTES, MAX_INDEX_BYTES = 1 << 22, 1 << 26
 # How a model is run is decided here, and code that a configuration points to is never looked at.
 IGNORED = frozenset({"auto_map", "attn_implementation", "_attn_implementation", "dtype", "torch_dtype", "device_map"})
 INFINITE = {math.inf: "Infinity", -math.inf: "-Infinity"}  # as JSON text, for contracts that hold finite numbers only
@@ -50,9 +52,14 @@ def load(origin: Path, task: str = registry.TASK, seed: int | None = None) -> Lo
 
     Raises:
         ConfigError: no such folder or configuration, or one that cannot stream.
-        CheckpointError: weights that are pickled, outside the folder, or not those of the configuration.
+        CheckpointError: weights that are pickled, outside the folder, or not those of the configuration; an adapter.
     """
     folder = origin if origin.is_dir() else origin.parent
+    if origin.is_dir() and (folder / ADAPTER).exists():
+        raise CheckpointError(
+            f"{folder} has {ADAPTER}: it adapts another model, which is not in the folder; merge the two and save the "
+            "result: model.merge_and_unload().save_pretrained(folder)"
+        )
     path = folder / CONFIG if origin.is_dir() else origin
     if not path.is_file():
         raise ConfigError(
@@ -174,7 +181,7 @@ def weight_files(folder: Path) -> list[Path]:
         CheckpointError: weights in a pickled form only, or an index that names something else than files of the folder.
     """
     if (folder / INDEX).is_file():
-        parts = read_json(folder / INDEX, MAX_TOKENIZER_BYTES).get("weight_map")
+        parts = read_json(folder / INDEX, MAX_INDEX_BYTES).get("weight_map")
         names = sorted({str(part) for part in parts.values()}) if isinstance(parts, dict) else []
         odd = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
         if odd or not names:
@@ -246,10 +253,12 @@ def read_text(path: Path, limit: int) -> str:
 def quiet() -> Iterator[None]:
     """Keep transformers' remarks and bars off the screen."""
     logging = transformers.logging
-    before = logging.get_verbosity()
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

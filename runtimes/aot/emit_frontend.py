@@ -22,7 +22,8 @@ SOURCES = ("edgemem_frontend.h", "edgemem_frontend.c")
 FIXED_SOURCES = ("edgemem_fixed.h", "edgemem_fixed.c")
 ROWS = ("edgemem_rows.h",)
 PER_LINE = 8
-# Of fixed point: bits behind the point of windows, filters, samples times windows, logarithms, cosines.
+# Of fixed point: bits behind the point of windows, filters, samples times windows, logarithms, rows of the DCT, and
+# what is at most 1 (cosines, inverses).
 WINDOW_BITS, WEIGHT_BITS, SAMPLE_BITS, LOG_BITS, DCT_BITS, UNIT_BITS = 23, 15, 30, 24, 30, 31
 LOG_PARTS = 32  # of the range 1 .. 2, each with its logarithm
 
@@ -30,7 +31,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def source(name: str) -> str:
-    """The text of one of `SOURCES` or `ROWS`."""
+    """The text of one of `SOURCES`, `FIXED_SOURCES` or `ROWS`."""
     return resources.files("edgemem.runtimes").joinpath("c", name).read_text()
 
 

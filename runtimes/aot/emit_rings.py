@@ -69,7 +69,7 @@ static void slide(unsigned char *s, header *h)
 
 
 def settle_text(source: Source) -> str:
-    """`settle`, for the first step after somebody was given a state's place, where he may have written."""
+    """`settle`, for the first step after somebody was given a state's place, where it may have been written."""
     if not ring_slots(source):
         return ""
     return """

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from edgemem import contract as contracts
-from edgemem import inspect
 from edgemem.boards import Board
 from edgemem.contract import Contract
 from edgemem.digests import canonical
 from edgemem.errors import CompileError, EdgememError, UsageError
-from edgemem.measure import PROBE, ROUND_SECONDS, Row, step_bytes, vector_bytes
+from edgemem.measure import PROBE, ROUND_SECONDS, new_row, vector_bytes
 from edgemem.modelfile import open_model
 from edgemem.runtimes.aot.compiler import compile_model
 from edgemem.runtimes.aot.emit import C_TYPES
@@ -173,9 +172,7 @@ def measure_on_board(
         asked = []
         for index, file in enumerate(files):
             library = shim(file, board, Path(folder) / str(index))
-            model = open_model(file)
-            work = inspect.macs_per_step(model), inspect.byte_macs_per_step(model)
-            row = Row(f"aot on {board.name}", str(file), 1, step_bytes(model), *work)
+            row = new_row(f"aot on {board.name}", file, 1, open_model(file))
             asked.append(sent(remote, library))
             rows.append(row)
         for _ in range(rounds):

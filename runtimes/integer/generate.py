@@ -158,7 +158,7 @@ def symbols_of(step: Step, name: str) -> tuple[str, ...]:
 
 
 def least_memory(step: Step, contract: Contract, name: str) -> tuple[Plan, Graph]:
-    """The plan that needs least RAM.
+    """The plan that needs least RAM, and the graph that it is of; `step` gets the copies that this takes.
 
     A state whose old value is read after the new one has been made has two places that take turns, unless the new one
     can wait in the arena and be copied at the end for fewer bytes.

@@ -166,12 +166,11 @@ class Product:
 
 @dataclass(frozen=True)
 class Pair:
-    """x [..., rows, depth] times y [..., depth, outputs], both computed in the step, times `factor`."""
+    """x [..., rows, depth] times y [..., depth, outputs], both computed in the step."""
 
     shape: tuple[int, ...]
     x: Ints
     y: Ints
-    factor: float = 1.0
     relu: bool = False
 
 

@@ -9,6 +9,7 @@ in rooms and noise, in steps of a half (log-mels have a standard deviation of ab
 from __future__ import annotations
 
 import argparse
+import io
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from bench.tasks.kws.voices import DRAWN
 from bench.tasks.words import compose, data
 from bench.tasks.words.strings import recipe
 from edgemem.checkpoints import packaged
+from edgemem.errors import ConfigError
 from edgemem.files import atomic_write
 
 EVERY = 13  # string of the training split
@@ -43,10 +45,15 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="synthesiser processes at a time")
     features = sequences(parser.parse_args().workers)
     path = packaged("words_calibration.npz")
+    packed = io.BytesIO()
+    np.savez_compressed(packed, features=features)
+    size = packed.tell()
+    if size > LARGEST_BYTES:
+        raise ConfigError(
+            f"{path} would have {size:,} bytes, {LARGEST_BYTES:,} fit into the package; take fewer SEQUENCES"
+        )
     with atomic_write(path) as file:
-        np.savez_compressed(file, features=features)
-    size = path.stat().st_size
-    assert size <= LARGEST_BYTES, f"{path} has {size} bytes, at most {LARGEST_BYTES} fit into the package"
+        file.write(packed.getvalue())
     print(f"{path}: {list(features.shape)}, {size} bytes")
 
 

@@ -33,7 +33,7 @@ Expr = Any
 DIGITS = 3
 LIMIT = 63 * 65536  # of a number: `nearest` is exact up to 2^22, and 32 products with 15 fit in int32
 SMALLEST_BITS = 27 << 23  # 2^-100: at least that much of a row's largest value, so that LIMIT over it is finite
-FLIPPED = 128  # what is added to int8 weights where the instruction wants them unsigned
+BYTE_OFFSET = 128  # what is added to int8 weights where the instruction wants them unsigned
 
 
 def fits(machine: Machine) -> bool:
@@ -130,7 +130,7 @@ def eight_bit(builder: Any, x: Expr, matrix: Int8, shape: Sequence[int], machine
     x_digits = digits(builder, x, group, machine)
     signed = machine.dot == dots.SDOT
     q = np.pad(matrix.q, ((0, group - width), (0, 0)))
-    held = quads(panel, q if signed else (q.astype(np.int16) + FLIPPED).astype(np.uint8).view(np.int8))
+    held = quads(panel, q if signed else (q.astype(np.int16) + BYTE_OFFSET).astype(np.uint8).view(np.int8))
     padded = (*lead, panel.count * panel.columns)
 
     def form(d: Any, t: Any, sums: Any, w: Any, s: Any) -> Any:
@@ -145,7 +145,7 @@ def eight_bit(builder: Any, x: Expr, matrix: Int8, shape: Sequence[int], machine
 
         def digit_sum(row: Sequence[Expr], p: int, n: Expr) -> Expr:
             total = y(*row, p, n)
-            total = total if signed else total - sums(row_of(row, lead), p) * tirx.const(FLIPPED, "int32")
+            total = total if signed else total - sums(row_of(row, lead), p) * tirx.const(BYTE_OFFSET, "int32")
             return total.astype(FLOAT)
 
         def joined(*i: Any) -> Expr:

@@ -7,6 +7,7 @@ ReduceSum          over any axes: a sum of rows
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -122,7 +123,6 @@ for (i = 0; i < {rows}; ++i) {{
 
 def root(x: Operand, y: Tensor, factor: int, shift: int, out: Out) -> Operation:
     """The whole root of (x - zero) * factor, times 2^-shift."""
-    import math
 
     def compute(given: Sequence[Array]) -> Array:
         squares = np.maximum(given[0].astype(np.int64) - x.zero, 0) * factor
