@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 KEY = "adopted"  # in the contract's model.config
 PORT, STATE = "BT", "B"  # the axes that a contract puts first
+LARGEST = 1 << 24  # elements of a constant
 LONGEST = 512  # frames of a whole sequence that a stream is compared with, in chunks
 TAIL = "_tail"  # what an input that sees its own past again is called as a state
 
@@ -80,12 +83,61 @@ def adoption_of(contract: Contract) -> Adoption:
     """
     found = contract.model.config.get(KEY)
     try:
-        return schema.read(Adoption, found)
+        adoption = schema.read(Adoption, found)
     except SchemaError as error:
         raise ContractError(
             f"contract field model.config.{KEY}: it does not say how the foreign file was adopted "
             f"({error}); adopt the file again"
         ) from error
+    problem = next(problems(adoption, contract), None)
+    if problem is not None:
+        raise ContractError(f"contract field model.config.{KEY}: {problem}; adopt the file again")
+    return adoption
+
+
+def problems(adoption: Adoption, contract: Contract) -> Iterator[str]:
+    """What of an adoption cannot be, as far as its contract has what it names."""
+    rows, inputs = adoption.frame_rows, {port.name: port for port in contract.inputs}
+    outputs, states = ({x.name: x.shape for x in found} for found in (contract.outputs, contract.states))
+    if not adoption.inputs or set(outputs) - {port.name for port in adoption.outputs}:
+        yield "it has no inputs, or lacks outputs of the contract"
+    if not adoption.streaming and set(states) - {p.name for p in adoption.states} - {n + TAIL for n in adoption.tails}:
+        yield "it lacks states of the contract"
+    if rows < 1:
+        yield f"frame_rows is {rows}, 1 or more was wanted"
+    for counts, least in ((adoption.tails, 1), (adoption.short, 0)):
+        yield from (f"{name} has {n} rows, {least} or more was wanted" for name, n in counts.items() if n < least)
+    for name in [name for name in adoption.tails if name not in {port.name for port in adoption.inputs}]:
+        yield f"tails has {name}, which is no input"
+    for port in adoption.inputs:
+        shape = inputs[port.name].shape if port.name in inputs else None
+        if rows > 1 and shape is not None:
+            if len(shape) < 3 or shape[2] != rows:
+                yield f"{port.name} has no {rows} rows in a frame"
+            shape = (*shape[:2], *shape[3:])
+        yield from misfits(port.name, port.axes, PORT, shape)
+        if adoption.streaming and "T" not in port.axes:
+            yield f"{port.name} has no time axis in a file of whole sequences"
+        tail, count = states.get(port.name + TAIL), adoption.tails.get(port.name, 0)
+        axis = tail_axis(port.axes)
+        if count and shape and tail is not None and tail != (*shape[:axis], count, *(shape[2:] if axis == 1 else ())):
+            yield f"{port.name}{TAIL} has the shape {list(tail)}, {count} rows of {list(shape)} were wanted"
+    for port in adoption.outputs:
+        yield from misfits(port.name, port.axes, PORT, outputs.get(port.name))
+    for pair in adoption.states:
+        yield from misfits(pair.name, pair.axes, STATE, states.get(pair.name))
+
+
+def misfits(name: str, axes: str, first: str, shape: tuple[int, ...] | None) -> Iterator[str]:
+    """What is wrong with the letters of a tensor; `shape` is what the contract has, if it has it."""
+    if not re.fullmatch(f"[{first}F]*", axes) or any(axes.count(letter) > 1 for letter in first):
+        yield f"{name} has the axes {axes!r}, a letter for each was wanted: {', '.join(first)} once at most, and F"
+    if shape is None:
+        return
+    if len(shape) != len(first) + axes.count("F"):
+        yield f"{name} has the axes {axes!r}, which do not fit its shape {list(shape)}"
+    elif any(size != 1 for letter, size in zip(first, shape, strict=False) if letter not in axes):
+        yield f"{name} has the axes {axes!r}, which leave out an axis of its shape {list(shape)} that is not 1"
 
 
 def order(axes: str, first: str) -> list[int]:
@@ -107,6 +159,20 @@ def to_foreign(array: Array, axes: str, first: str) -> Array:
     """A tensor of the contract as the foreign file has it."""
     left_out = tuple(index for index, letter in enumerate(first) if letter not in axes)
     return array.squeeze(left_out).transpose(np.argsort(order(axes, first)))
+
+
+def taken(array: Array, name: str, axes: str, first: str) -> Array:
+    """`to_contract` of what the foreign file gave.
+
+    Raises:
+        ContractError: it has another rank than the adoption says.
+    """
+    if array.ndim != len(axes):
+        raise ContractError(
+            f"contract field model.config.{KEY}: {name} has the axes {axes!r}, the foreign file gives "
+            f"{list(array.shape)}; adopt the file again"
+        )
+    return to_contract(array, axes, first)
 
 
 def tail_axis(axes: str) -> int:
@@ -188,9 +254,9 @@ class ForeignProgram(Program):
             feeds[pair.input] = to_foreign(state.tensors[pair.name], pair.axes, STATE)
         names = [port.foreign for port in self.adoption.outputs] + [pair.output for pair in self.adoption.states]
         found = dict(zip(names, self._run(names, feeds), strict=True))
-        after |= {pair.name: to_contract(found[pair.output], pair.axes, STATE) for pair in self.adoption.states}
+        after |= {pair.name: taken(found[pair.output], pair.name, pair.axes, STATE) for pair in self.adoption.states}
         state.set(after)
-        return {port.name: to_contract(found[port.foreign], port.axes, PORT) for port in self.adoption.outputs}
+        return {port.name: taken(found[port.foreign], port.name, port.axes, PORT) for port in self.adoption.outputs}
 
     def _run(self, names: list[str], feeds: dict[str, Array]) -> list[Array]:
         """Some outputs of the foreign file.
@@ -220,7 +286,7 @@ class ForeignProgram(Program):
         names = [port.foreign for port in self.adoption.outputs]
         found = self._run(names, feeds)
         return {
-            port.name: to_contract(array, port.axes, PORT)
+            port.name: taken(array, port.name, port.axes, PORT)
             for port, array in zip(self.adoption.outputs, found, strict=True)
         }
 
@@ -228,7 +294,7 @@ class ForeignProgram(Program):
         """Frames of a sequence, where the foreign file takes one length only."""
         port = self.adoption.inputs[0]
         shape = next(p.shape for p in self._session.get_inputs() if p.name == port.foreign)
-        size = shape[port.axes.index("T")] if "T" in port.axes else None
+        size = shape[port.axes.index("T")] if "T" in port.axes and len(shape) == len(port.axes) else None
         return size // self.adoption.frame_rows if isinstance(size, int) else None
 
 
@@ -244,25 +310,46 @@ def over_whole_sequence(
     stream = program.stream()
     cuts = [0, *sorted(rng.integers(0, frames, 3).tolist()), frames]
     pieces = [{name: array[:, a:b] for name, array in x.items()} for a, b in itertools.pairwise(cuts)]
-    rows = list(stream.run(pieces))
+    rows, ticks = [], 0
+    for row in stream.run(pieces):
+        rows.append(row)
+        due = steps * min(sum(map(len, rows)), frames) // frames
+        for _ in range(ticks, due):
+            tick()
+        ticks = due
     found = Comparison()
     for port in contract.outputs:
         parts = [r.values[port.name] if isinstance(r.values, dict) else r.values for r in rows]
         came, missing = np.concatenate(parts)[None], reference.adoption.short.get(port.name, 0)
         for row in range(min(wanted[port.name].shape[1], frames - missing)):
             found.add(row, port.name, wanted[port.name][:, row], came[:, row + missing])
-    for _ in range(steps):
+    for _ in range(ticks, steps):
         tick()
     return found
 
 
 def constant(value: Any, kind: str, shape: list[Any]) -> Array:
-    """The value of an input that never changes, in the input's type and of its rank."""
+    """The value of an input that never changes, in the input's type and of its rank.
+
+    Raises:
+        ContractError: a value that the input cannot take.
+    """
     dtype = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(bool)": "bool"}.get(
         kind, kind.removeprefix("tensor(").removesuffix(")")
     )
-    found = np.asarray(value, dtype)
-    return found if found.ndim == len(shape) else np.full([1 if isinstance(d, str) else d for d in shape], value, dtype)
+    try:
+        found = np.asarray(value, dtype)
+        if found.ndim == len(shape):
+            return found
+        sizes = [d if isinstance(d, int) else 1 for d in shape]
+        if math.prod(sizes) > LARGEST:
+            raise ValueError(f"{math.prod(sizes)} elements")
+        return np.full(sizes, value, dtype)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ContractError(
+            f"contract field model.config.{KEY}.constants: a {kind} of shape {shape} cannot have such a value "
+            f"({first_line(error)}); adopt the file again"
+        ) from error
 
 
 def foreign_program(model: ModelFile, path: Path) -> ForeignProgram:

@@ -178,6 +178,7 @@ def test_wrong_options_leave_2(options: list[str], tmp_path: Path) -> None:
     command = ["adopt", str(average(tmp_path / "f.onnx")), "-o", str(tmp_path / "m.onnx"), *options]
     result = CliRunner().invoke(cli, command)
     assert isinstance(result.exception, UsageError) and options[0] in str(result.exception)
+    assert result.exception.exit_code == 2
 
 
 # --- models that torch's own exporters wrote ---------------------------------------------------------------------
@@ -210,7 +211,7 @@ def test_recurrent_layers_of_torch(kind: str, batch_first: bool, tmp_path: Path)
     torch.onnx.export(module, (x, *state), path, dynamo=False, input_names=["x", *names[0]],
                       output_names=["y", *names[1]], opset_version=17)  # fmt: skip
     found = adopt(path, tmp_path / "m.onnx", steps=32)
-    assert set(states(found).values()) <= {"sure", "likely"} and len(found.contract.states) == count
+    assert set(states(found).values()) == {"sure"} and len(found.contract.states) == count
     assert found.contract.chunk.frames == time and found.contract.states[0].shape == (1, 2, 6)
     stream = edgemem.load(tmp_path / "m.onnx").stream()
     stream.set_state({s.name: t.numpy().swapaxes(0, 1) for s, t in zip(found.contract.states, state, strict=True)})

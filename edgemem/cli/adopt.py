@@ -15,6 +15,8 @@ from edgemem.errors import UsageError
 if TYPE_CHECKING:
     from edgemem.export.adopt import Adopted
 
+DIGITS = 9  # that a number of rows may have
+
 
 @click.command("adopt")
 @click.argument("file", type=click.Path(path_type=Path))
@@ -121,7 +123,7 @@ def pairs(option: str, texts: Iterable[str]) -> dict[str, str]:
 
 def count(option: str, key: str, text: str) -> int:
     """A whole number above 0."""
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or len(text) > DIGITS or int(text) < 1:
         raise UsageError(f"{option} {key}={text}: a whole number above 0 was wanted")
     return int(text)
 

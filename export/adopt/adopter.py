@@ -89,7 +89,7 @@ def frozen(draft: Draft) -> None:
     request = draft.request
     if request.streaming:
         draft.model = upgraded(draft.path, draft.model, static=False)
-        check_drops(draft)
+        drop_outputs(draft)
     model = draft.model
     rest = {name: value for name, value in request.sets.items() if name not in draft.constants}
     decided = fixed.sizes(model.graph, Request(**{**vars(request), "sets": rest}))
@@ -104,7 +104,7 @@ def frozen(draft: Draft) -> None:
     common.OutputFixPass()(draft.model)
 
 
-def check_drops(draft: Draft) -> None:
+def drop_outputs(draft: Draft) -> None:
     """Take the outputs out that are to be left out.
 
     Raises:
@@ -172,7 +172,7 @@ def upgraded(path: Path, model: ir.Model, static: bool = True) -> ir.Model:
 def decided(draft: Draft) -> Adoption:
     """States, and the axes of everything."""
     if draft.streamed is None:
-        check_drops(draft)
+        drop_outputs(draft)
     request, own = draft.request, {f"{carried.name}_out" for carried in draft.carried}
     outputs = {name: value for name, value in draft.results().items() if name not in own}
     added = {"valid" if draft.streamed is not None else "", *(f"{carried.name}_in" for carried in draft.carried)}

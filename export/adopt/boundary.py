@@ -81,8 +81,8 @@ class Boundary:
             port.shape = ir.Shape([shape[0], shape[1] // group, group, *shape[2:]])
             inside = build.reshape(port, shape)
         if tail:
-            past = ir.Value(name=f"{name}{TAIL}_in", shape=ir.Shape([*shape]), type=port.type)
-            past.shape = ir.Shape([tail if i == axis % len(shape) else n for i, n in enumerate(shape)])
+            seen = ir.Shape([tail if i == axis % len(shape) else n for i, n in enumerate(shape)])
+            past = ir.Value(name=f"{name}{TAIL}_in", shape=seen, type=port.type)
             self.graph.inputs.append(past)
             inside = build.op("Concat", past, port, axis=axis % len(shape))
             inside.shape = ir.Shape(shape)

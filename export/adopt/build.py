@@ -21,8 +21,10 @@ def known(value: ir.Value | None) -> Array | None:
 
 def sizes(value: ir.Value) -> tuple[int, ...]:
     """The shape of a value, which freezing has made a row of numbers."""
-    assert value.shape is not None
-    return tuple(size for size in value.shape if isinstance(size, int))
+    assert value.shape is not None, value.name
+    found = tuple(size for size in value.shape if isinstance(size, int))
+    assert len(found) == len(value.shape), f"{value.name}: {value.shape}"
+    return found
 
 
 def constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:

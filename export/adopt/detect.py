@@ -14,7 +14,8 @@ A name is compared in lower case, without `:0`, and a rule turns an input's name
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -166,19 +167,25 @@ def by_operator(inputs: Mapping[str, ir.Value], outputs: Mapping[str, ir.Value])
 
 def reached(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
     """The nodes that read a value, or some of its elements in another shape."""
-    for node, index in value.uses():
-        yield node, index
-        if node.op_type in TAKING and index == 0:
-            for part in node.outputs:
-                yield from reached(part)
+    for part in onwards(value, lambda node, index: node.op_type in TAKING and index == 0):
+        yield from part.uses()
 
 
 def downstream(value: ir.Value) -> Iterator[ir.Value]:
     """A value, and the same elements in other shapes, beside others too."""
-    yield value
-    for node, index in value.uses():
-        if node.op_type == "Concat" or (node.op_type in SHAPE_ONLY and index == 0):
-            yield from downstream(node.outputs[0])
+    return onwards(value, lambda node, index: node.op_type == "Concat" or (node.op_type in SHAPE_ONLY and index == 0))
+
+
+def onwards(value: ir.Value, passes: Callable[[ir.Node, int], bool]) -> Iterator[ir.Value]:
+    """A value, and the results of all nodes that `passes` lets through from one of these by an input; each once."""
+    seen, waiting = {value}, deque([value])
+    while waiting:
+        here = waiting.popleft()
+        yield here
+        for node, index in here.uses():
+            fresh = [result for result in node.outputs if result not in seen] if passes(node, index) else []
+            seen.update(fresh)
+            waiting.extend(fresh)
 
 
 def by_name(inputs: Mapping[str, ir.Value], outputs: Mapping[str, ir.Value]) -> Iterator[Found]:

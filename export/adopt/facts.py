@@ -129,11 +129,13 @@ def integer_range(value: ir.Value, request: Request) -> tuple[int, int]:
     """What an integer input may be: as `--range` says, or the rows of the table that it looks up.
 
     Raises:
-        UsageError: nobody knows.
+        UsageError: nobody knows, or `--range` has no whole numbers.
     """
     name = value.name or ""
     if name in request.ranges:
         low, high = request.ranges[name]
+        if not (float(low).is_integer() and float(high).is_integer()):
+            raise UsageError(f"--range {name}={low},{high}: {name} is of integers; two whole numbers were wanted")
         return int(low), int(high)
     if value.dtype == ir.DataType.BOOL:
         return 0, 1

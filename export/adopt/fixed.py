@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,8 @@ from edgemem.export.adopt.build import Array, constant
 from edgemem.export.adopt.request import Request
 from edgemem.text import nearest
 
-LARGEST = 1 << 24  # that an axis may be long
+LARGEST = 1 << 24  # that an axis may be long, and elements that a constant may have
+DIGITS = len(str(LARGEST))
 
 
 def constants(graph: ir.Graph, sets: Mapping[str, str]) -> dict[str, Any]:
@@ -42,13 +44,15 @@ def constant_of(value: ir.Value, text: str) -> Array:
     try:
         parsed = json.loads(text)
         array = np.asarray(parsed, value.dtype.numpy())
-    except (ValueError, TypeError, OverflowError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise UsageError(
             f"--set {value.name}={text}: a number (or JSON lists of them) was wanted, of type "
             f"{value.dtype.name.lower()} ({error})"
         ) from error
     shape = tuple(size if isinstance(size, int) else None for size in value.shape or ())
     if array.ndim == 0 and None not in shape:
+        if math.prod(size or 0 for size in shape) > LARGEST:
+            raise UsageError(f"--set {value.name}={text}: {list(shape)} is more than the {LARGEST} elements allowed")
         return np.full(shape, array, value.dtype.numpy())  # type: ignore[arg-type]
     if array.ndim != len(shape) or any(w not in (None, c) for w, c in zip(shape, array.shape, strict=True)):
         raise UsageError(f"--set {value.name}={text}: shape {list(shape)} was wanted, {list(array.shape)} came")
@@ -90,7 +94,7 @@ def size_of(value: ir.Value, axis: int, symbol: str, place: str, request: Reques
     """The size of one dynamic axis."""
     said = request.sets.get(place, request.sets.get(symbol))
     if said is not None:
-        if not said.isdigit() or not 1 <= int(said) <= LARGEST:
+        if not said.isdecimal() or len(said) > DIGITS or not 1 <= int(said) <= LARGEST:
             raise UsageError(f"--set {symbol or place}={said}: a size from 1 to {LARGEST} was wanted")
         return int(said), "--set"
     letters = request.layouts.get(value.name or "", "")

@@ -29,11 +29,15 @@ from edgemem.export.adopt.build import Array, constant, known, replace
 from edgemem.export.graph import REFUSED
 from edgemem.text import first_line
 
-LARGEST = 1 << 24  # elements that a constant may have beyond those that it is made of
+LARGEST = 1 << 24  # elements that a node may give beyond the constants that it reads
 PASSED = 4096  # elements up to which a constant's values decide on shapes
 IR_VERSION = 10  # the first with int4
 RANDOM = frozenset(name for name in REFUSED if name.startswith(("Random", "Bernoulli", "Multinomial")))
 STORED = frozenset({"DequantizeLinear"})  # weights in few bits stay so
+GROWING = frozenset(  # what takes the size of its result from numbers that it reads
+    {"AffineGrid", "BlackmanWindow", "CenterCropPad", "Col2Im", "ConstantOfShape", "Expand", "HammingWindow",
+     "HannWindow", "MaxUnpool", "MelWeightMatrix", "OneHot", "Pad", "Range", "Resize", "Tile", "Upsample"}
+)  # fmt: skip
 STANDARD = ("", "ai.onnx")
 Rewrite = Callable[["Freezer", ir.Node], None]
 
@@ -55,6 +59,7 @@ class Freezer:
         self.model, self.graph, self.rewrites = model, model.graph, rewrites
         self.opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
         self.ir_version = model.ir_version
+        self.written_out = 0  # operators, by loops, nested ones included
 
     @property
     def version(self) -> int:
@@ -131,6 +136,7 @@ class Freezer:
 
     def inlined(self, body: ir.Graph, before: ir.Node) -> list[ir.Value]:
         """Move the nodes of a body in front of a node, and freeze them; the body's results."""
+        copied_out(body)
         for name, value in list(body.initializers.items()):
             del body.initializers[name]
             assert value.const_value is not None
@@ -170,16 +176,30 @@ class Freezer:
         """
         if node.op_type in ("Shape", "Size"):
             return [shape_of(node)]
+        self.check_size(node, self.single(node))
         try:
-            found = self.evaluated(node)
+            return self.evaluated(node)
         except Exception as error:  # the evaluators raise whatever NumPy or onnxruntime do
             raise ExportError(f"{where(node)} of constants cannot be computed ({first_line(error)})") from error
-        read = sum(math.prod(build.sizes(value)) for value in node.inputs if value is not None)
-        if sum(a.size for a in found) > LARGEST + read:
-            raise ExportError(
-                f"{where(node)} gives {sum(a.size for a in found)} constant elements, {LARGEST} are the limit"
-            )
-        return found
+
+    def check_size(self, node: ir.Node, model: onnx.ModelProto) -> None:
+        """Refuse a node that would give too much, before it does; `model` has it alone.
+
+        Where onnx does not know the size of what an operator gives, the numbers that it reads are what could be one.
+
+        Raises:
+            ExportError: more than LARGEST elements beyond the constants that it reads, or no valid operator.
+        """
+        arrays = [array for value in node.inputs if (array := known(value)) is not None]
+        read = sum(array.size for array in arrays)
+        kinds = self.kinds(node, model).values()
+        given = sum(math.prod(d.dim_value for d in kind.tensor_type.shape.dim) for kind in kinds if whole(kind))
+        if node.op_type in GROWING and (len(kinds) < len(model.graph.output) or not all(map(whole, kinds))):
+            numbers = [abs(float(n)) for array in arrays if array.dtype.kind in "iuf" for n in array.flat[:PASSED]]
+            all_read = sum(math.prod(build.sizes(value)) for value in node.inputs if value is not None)
+            given = max(given, int(all_read * max(filter(math.isfinite, numbers), default=1.0)))
+        if given > LARGEST + read:
+            raise ExportError(f"{where(node)} gives {given} elements, {LARGEST} are the limit")
 
     def evaluated(self, node: ir.Node) -> list[Array]:
         """One node of constants."""
@@ -210,13 +230,8 @@ class Freezer:
 
     def inferred(self, node: ir.Node) -> list[Any]:
         """The TypeProtos of a node's results, from onnx's shape inference."""
-        model = self.single(node)
-        try:
-            found = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
-        except Exception as error:  # onnx raises its own private kinds
-            raise ExportError(f"{where(node)}: its shape cannot be known ({first_line(error)})") from error
-        kinds = {value.name: value.type for value in found.graph.output}
-        results = []
+        model, results = self.single(node), []
+        kinds = self.kinds(node, model)
         for name, value in zip(model.graph.node[0].output, node.outputs, strict=True):
             kind = kinds.get(name)
             if value.name and (kind is None or not whole(kind)):
@@ -224,12 +239,24 @@ class Freezer:
             results.append(kind if value.name else None)
         return results
 
+    def kinds(self, node: ir.Node, model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
+        """What onnx knows of the types of a model of one node, by its results' names."""
+        try:
+            found = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+        except Exception as error:  # onnx raises its own private kinds
+            raise ExportError(f"{where(node)}: its shape cannot be known ({first_line(error)})") from error
+        return {value.name: value.type for value in found.graph.output}
+
     def tried(self, node: ir.Node, model: onnx.ModelProto, name: str) -> Any:
         """The type of a result as it is on zeros, of operators that onnx knows too little of."""
         if node.op_type in REFUSED:
             raise ExportError(
                 f"{where(node)} has no static form: what it gives has a size that depends on the data of a step"
             )
+        self.check_size(node, model)
+        wanted = sum(math.prod(d.dim_value for d in v.type.tensor_type.shape.dim) for v in model.graph.input)
+        if wanted > LARGEST + sum(array.size for value in node.inputs if (array := known(value)) is not None):
+            raise ExportError(f"{where(node)} reads {wanted} elements, {LARGEST} are the limit")
         feeds = {v.name: np.zeros([d.dim_value for d in v.type.tensor_type.shape.dim],
                                   onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type))
                  for v in model.graph.input}  # fmt: skip
@@ -268,6 +295,15 @@ def alone(node: ir.Node) -> tuple[onnx.NodeProto, dict[str, ir.Value]]:
     for index, value in enumerate(node.outputs):
         proto.output[index] = f"out{index}" if value.name else ""
     return proto, {name: value for value, name in names.items()}
+
+
+def copied_out(body: ir.Graph) -> None:
+    """Let a node give every result of a body, those that are its inputs or constants too: they are taken out of it."""
+    for index, value in enumerate(body.outputs):
+        if value.producer() is None:
+            copy = ir.node("Identity", [value])
+            body.append(copy)
+            body.outputs[index] = copy.outputs[0]
 
 
 def static(value: ir.Value) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ def opened(path: Path) -> ir.Model:
     """A foreign model, functions inlined.
 
     Raises:
-        ModelFileError: no whole ONNX file, a pickle, external data outside its folder, or an operator of no standard.
+        ModelFileError: no whole ONNX file, a pickle, external data outside its folder, an operator of no standard, or
+            a graph with a cycle or an undefined value.
         UsageError: the file has a contract already.
     """
     if path.is_file():
@@ -29,16 +32,25 @@ def opened(path: Path) -> ir.Model:
     found = onnxfile.read(path)  # bounds, and external data of the graph itself
     if contracts.KEY in found.metadata:
         raise UsageError(f"{path} has a contract already; use it as it is, or adopt the file that it was made from")
-    try:
+    with readable(path):
         model = ir.load(path)
         model = ir.passes.common.InlinePass()(model).model
-    except Exception as error:  # onnx-ir raises whatever its parsers do
-        raise ModelFileError(f"{path} cannot be read as a model ({first_line(error)}); export it again") from error
     check_tensors(path, model)
     check_operators(path, model)
-    ir.external_data.load_to_model(model)
-    ir.passes.common.RemoveInitializersFromInputsPass()(model)
+    check_order(path, model)
+    with readable(path):
+        ir.external_data.load_to_model(model)
+        ir.passes.common.RemoveInitializersFromInputsPass()(model)
     return model
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn what readers of files raise, which may be anything, into a ModelFileError."""
+    try:
+        yield
+    except Exception as error:
+        raise ModelFileError(f"{path} cannot be read as a model ({first_line(error)}); export it again") from error
 
 
 def check_pickle(path: Path) -> None:
@@ -47,7 +59,7 @@ def check_pickle(path: Path) -> None:
         start = file.read(2)
     pickled = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
+        with readable(path), zipfile.ZipFile(path) as archive:
             pickled = any(name.endswith(".pkl") for name in archive.namelist())
         if not pickled:
             raise ModelFileError(f"{path} is an archive; unpack it and give the .onnx file in it")
@@ -94,3 +106,17 @@ def check_operators(path: Path, model: ir.Model) -> None:
                 f"{path}: operator {node.domain}::{node.op_type} ({node.name or node.outputs[0].name}) is not standard "
                 "ONNX; export the model with standard operators only"
             )
+
+
+def check_order(path: Path, model: ir.Model) -> None:
+    """Refuse values that nothing defines, and nodes that wait for each other; bring all others into their order."""
+    for graph in [model.graph, *model.graph.subgraphs()]:
+        reads = [(value, node.name or node.op_type) for node in graph for value in node.inputs]
+        for value, reader in [*reads, *((value, "the graph's outputs") for value in graph.outputs)]:
+            defined = value is None or value.producer() or value.is_graph_input() or value.is_initializer()
+            if value is not None and not defined:
+                raise ModelFileError(f"{path}: {reader} reads {value.name!r}, which nothing defines; export it again")
+    try:
+        model.graph.sort()
+    except ValueError as error:
+        raise ModelFileError(f"{path}: its nodes form a cycle, so none can be first; export it again") from error

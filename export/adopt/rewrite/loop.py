@@ -34,7 +34,7 @@ def rewrite(freezer: Freezer, node: ir.Node) -> None:
     go = condition is None or bool(condition.item())
     seen: list[list[ir.Value]] = []
     while go and len(seen) < most:
-        check_size(node, body, len(seen) + 1)
+        check_size(freezer, node, body, 1)
         index = freezer.stored("turn", np.array(len(seen), np.int64))
         results = turn(freezer, node, body, [index, freezer.stored("go", np.array(True)), *carried])
         again = known(results[0])

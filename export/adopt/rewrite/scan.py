@@ -29,7 +29,7 @@ def rewrite(freezer: Freezer, node: ir.Node) -> None:
     axes = numbers(node, "scan_input_axes", [0] * scanned)
     backwards = numbers(node, "scan_input_directions", [0] * scanned)
     turns = sizes(inputs[0])[axes[0]]
-    check_size(node, body, turns)
+    check_size(freezer, node, body, turns)
     seen: list[list[ir.Value]] = []
     for t in range(turns):
         slices = [

@@ -8,26 +8,27 @@ import onnx_ir as ir
 
 from edgemem.errors import ExportError
 from edgemem.export.adopt.build import Builder, sizes
-from edgemem.export.adopt.freeze import Freezer, where
+from edgemem.export.adopt.freeze import Freezer, copied_out, where
 
-MOST_NODES = 1 << 16  # that all turns of one body may come to
+MOST_NODES = 1 << 16  # that all turns of all loops may come to
 
 
 def turn(freezer: Freezer, node: ir.Node, body: ir.Graph, arguments: Sequence[ir.Value]) -> list[ir.Value]:
     """One turn of a body on its arguments, in front of a node; the body's results."""
     once = body.clone(allow_outer_scope_values=True)
+    copied_out(once)
     for port, argument in zip(once.inputs, arguments, strict=True):
         port.replace_all_uses_with(argument, replace_graph_outputs=True)
     return freezer.inlined(once, node)
 
 
-def check_size(node: ir.Node, body: ir.Graph, turns: int) -> None:
-    """Refuse what would become too large a graph."""
-    nodes = turns * len(list(body))
-    if nodes > MOST_NODES:
+def check_size(freezer: Freezer, node: ir.Node, body: ir.Graph, turns: int) -> None:
+    """Count turns that are to be written out, empty ones too, and refuse what would become too large a graph."""
+    freezer.written_out += turns * (1 + sum(1 for _ in ir.traversal.RecursiveGraphIterator(body)))
+    if freezer.written_out > MOST_NODES:
         raise ExportError(
-            f"{where(node)}: {turns} turns of {len(list(body))} operators would be written out, {MOST_NODES} operators "
-            "are the limit; choose a shorter step by --chunk"
+            f"{where(node)}: with its turns {freezer.written_out} operators of loops would be written out, "
+            f"{MOST_NODES} are the limit; choose a shorter step by --chunk"
         )
 
 
