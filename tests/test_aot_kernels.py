@@ -52,6 +52,22 @@ def test_rows_in_several_axes(tmp_path: Path, lead: tuple[int, ...]) -> None:
     assert schedule == "tile"
 
 
+@pytest.mark.parametrize(("m", "k", "n", "lead"), [(1, 16, 1, ()), (24, 5, 1, ()), (1, 8, 20, (3,)), (4, 6, 32, (2,))])
+def test_a_product_spread_over_more_than_it_has(tmp_path: Path, m: int, k: int, n: int, lead: tuple[int, ...]) -> None:
+    """A gate of one column over a whole row, or one product over several tables: y = sigmoid(x w) v."""
+    rng = np.random.default_rng(m * k * n)
+    shape = (*lead, m, n if lead else 11)
+    x, w, v = (rng.standard_normal(size).astype("f") for size in ((m, k), (k, n), shape))
+    panel = matmul.panel_of(HOST, m, n)
+    left, right, values = (te.placeholder(each.shape, "float32") for each in (x, panel.packed(w), v))
+    product = legalize.packed_product(left, right, (m, n), panel)
+    gate = te.compute((m, n), lambda *i: mathops.sigmoid(product(*i)), name="gate")
+    y = te.compute(shape, lambda *i: gate(i[-2], i[-1] if lead else 0) * values(*i), name="gated")
+    came, schedule = run(tmp_path, [left, right, values, y], [x, panel.packed(w), v])
+    np.testing.assert_allclose(came, v / (1 + np.exp(-(x.astype("d") @ w))), rtol=1e-5, atol=1e-5)
+    assert schedule == "tile"
+
+
 def test_what_only_followers_read_does_not_keep_a_product_from_its_tiles(tmp_path: Path) -> None:
     """A chain of two operators that meets the product behind it: y = a b + g[..., :1] m."""
     rng = np.random.default_rng(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 REDUCE = 2  # tirx.IterVar.CommReduce
@@ -27,6 +28,11 @@ def volume(sch: Any, block: Any) -> int:
     for axis in sch.get(block).iter_vars:
         count *= int(axis.dom.extent)
     return count
+
+
+def written(sch: Any, block: Any) -> int:
+    """Elements of what the block writes."""
+    return math.prod(int(extent) for extent in sch.get(block).writes[0].source.shape)
 
 
 def is_costly(sch: Any, block: Any) -> bool:

@@ -5,6 +5,7 @@
         accumulators [R, P] in registers; for k: acc[r, :] += x[r, k] * panel[k, :]
         what follows (bias, gates) on the tile, then one store
 
+What follows and is larger than the product (a gate of one column over a whole row) has loops of its own, behind it.
 R = 1 for a matrix-vector product. The weights are read once, in order.
 """
 
@@ -17,7 +18,8 @@ import numpy as np
 
 from edgemem.runtimes.aot.lowering import SHARED
 from edgemem.runtimes.aot.machine import Machine
-from edgemem.runtimes.aot.schedules.blocks import block_names, is_reduction
+from edgemem.runtimes.aot.schedules import spatial
+from edgemem.runtimes.aot.schedules.blocks import block_names, is_reduction, written
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -70,6 +72,10 @@ def schedule(sch: Any, machine: Machine, name: str) -> None:
     block = sch.get_sblock(name)
     producers = inlined_before(sch, name)
     followers = block_names(sch)[block_names(sch).index(name) + 1 :]
+    if grows(sch, block, followers):
+        for follower in followers[:-1]:
+            spatial.inline(sch, sch.get_sblock(follower))
+        followers = []
     *outer, column, k = sch.get_loops(block)
     panel = panel_columns(sch, block, machine, name)
     if panel is None:
@@ -144,6 +150,12 @@ def panel_columns(sch: Any, block: Any, machine: Machine, name: str) -> int | No
         return None
     vectors = columns // lanes
     return lanes * next(v for v in (4, 3, 5, 2, 1) if vectors % v == 0)
+
+
+def grows(sch: Any, block: Any, followers: list[str]) -> bool:
+    """Whether a follower spreads the product over more elements than it has: no tile of one is a tile of the other."""
+    kept = min(written(sch, each) for each in (block, *sch.get_consumers(block)))  # without the panels' padding
+    return any(written(sch, sch.get_sblock(name)) > kept for name in followers)
 
 
 def follow(sch: Any, names: list[str], row: Any, lanes: int) -> None:
