@@ -311,8 +311,8 @@ def over_whole_sequence(
     cuts = [0, *sorted(rng.integers(0, frames, 3).tolist()), frames]
     pieces = [{name: array[:, a:b] for name, array in x.items()} for a, b in itertools.pairwise(cuts)]
     rows, ticks = [], 0
-    for row in stream.run(pieces):
-        rows.append(row)
+    for given in stream.run(pieces):
+        rows.append(given)
         due = steps * min(sum(map(len, rows)), frames) // frames
         for _ in range(ticks, due):
             tick()

@@ -69,8 +69,8 @@ def byte_macs_per_step(model: ModelFile) -> int:
 def shapes_of(model: ModelFile) -> dict[str, tuple[int, ...]]:
     """The shapes of all tensors that the file tells, by name."""
     file = model.onnx
-    kinds = (*file.values.items(), *file.outputs.items(), *file.inputs.items(), *file.initializers.items())
-    return {name: kind.shape for name, kind in kinds}
+    shapes = {name: kind.shape for group in (file.values, file.outputs, file.inputs) for name, kind in group.items()}
+    return shapes | {name: stored.shape for name, stored in file.initializers.items()}
 
 
 def macs(node: Node, shapes: dict[str, tuple[int, ...]]) -> int:
