@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +93,18 @@ def test_threads_end_with_their_stream(program: Path) -> None:
 
     if not Path("/proc/self/task").is_dir():
         pytest.skip("this system does not list threads")
-    before = count()
+
+    def settled() -> int:
+        """Threads, once those of earlier tests have ended."""
+        gc.collect()
+        for _ in range(50):
+            now = count()
+            time.sleep(0.1)
+            if count() == now:
+                break
+        return now
+
+    before = settled()
     stream = edgemem.load(program, threads=3).stream()
     assert count() == before + 2 and threading.active_count() >= 1
     del stream

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 import edgemem
 from edgemem.boards import board
 from edgemem.cli.main import cli
-from edgemem.errors import CheckFailed, ConfigError, MissingDependency, StreamError
+from edgemem.errors import BudgetError, CheckFailed, ConfigError, MissingDependency, StreamError
 from edgemem.runtimes.firmware import budget, build, elf
 from edgemem.runtimes.firmware.emulator import Session
 from edgemem.trial import poisoned, random_inputs, random_state, trial
@@ -213,13 +213,12 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(files: 
         text = re.sub(rf"^{field} = .*$", f"{field} = {value}", text, flags=re.MULTILINE)
     small.write_text(text)
     command = ["compile", str(model(files, "rwkv4")), "--board", str(small), "-o", str(tmp_path / "fw")]
-    done = CliRunner().invoke(cli, command)
-    assert done.exit_code == 2
-    said = re.search(
-        r"rwkv4 does not fit tiny: (\d+) bytes of flash needed, 16384 on the board \((.*)\)\. (.+)",
-        " ".join(done.stderr.split()),
+    refused = CliRunner().invoke(cli, command).exception
+    assert isinstance(refused, BudgetError) and refused.exit_code == 2
+    said = re.fullmatch(
+        r"rwkv4 does not fit tiny: (\d+) bytes of flash needed, 16384 on the board \((.*)\)\. (.+)", str(refused)
     )
-    assert said is not None and int(said[1]) > 16384, done.stderr
+    assert said is not None and int(said[1]) > 16384, str(refused)
     assert re.fullmatch(r"code .+, weights .+, test vectors .+, snapshots .+", said[2])
     assert not (tmp_path / "fw").exists()
 

@@ -128,6 +128,8 @@ def test_any_front_end_has_its_twin(
     tmp_path_factory: pytest.TempPathFactory, fft: int, window: float, hop: float, mels: int, stack: int,
     coefficients: int | None, form: str, block: int, seed: int,
 ) -> None:  # fmt: skip
+    if form == "fixed":
+        fft = min(fft, 1024)  # the bounds of fixed point are of transforms up to this length
     samples = max(1, int(window * fft))
     kind = {"kind": "log_mel"} if coefficients is None else {"kind": "mfcc", "coefficients": min(coefficients, mels)}
     try:
