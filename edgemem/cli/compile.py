@@ -85,6 +85,8 @@ def command(
         f"state {human_bytes(sizes['state'])}{arena}",
         highlight=False,
     )
+    if "integer" in manifest:
+        stderr().print(f"  {integer_line(manifest['integer'])}", highlight=False)
     for line in product_lines(manifest["products"]):
         stderr().print(line, highlight=False)
     if "budget" in manifest:
