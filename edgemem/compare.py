@@ -1,12 +1,15 @@
 """How far two runs are apart: per tensor, over many steps.
 
 tolerance  = max(FLOOR, relative * max |reference|)   of one tensor over the whole run
+             where rounding alone takes the reference further from exact values (`edgemem.rounding`), MARGIN times as
+             far, at most MOST * max |reference|
 holds      if max |value - reference| <= tolerance for every tensor; the worst tensor speaks for the run
 drift      slope of the error over the steps, by least squares, per 1000 steps
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +18,8 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 RELATIVE = 1e-5  # float32 keeps 1e-7 per operation; sums of some hundred terms lose one or two digits of it
 FLOOR = 1e-6
+MARGIN = 4.0  # two programs round apart: what one did in a few runs, another does a little beyond
+MOST = 1e-3  # of a tensor's largest reference value: beyond it no run tells rounding from a fault
 NO_VALUE = 1e20  # from here on a number stands for infinity (the exponent of an empty sum): it is no scale for errors
 HUGE = float(np.finfo(np.float32).max)  # stands for a difference that is not a number
 
@@ -26,12 +31,14 @@ class Tensor:
     relative: float = RELATIVE
     max_abs_error: float = 0.0
     max_reference: float = 0.0
+    rounding: float = 0.0  # how far rounding alone takes the reference from exact values, where that was measured
     steps: list[int] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
 
     @property
     def tolerance(self) -> float:
-        return max(FLOOR, self.relative * self.max_reference)
+        rounded = min(MARGIN * self.rounding, MOST * self.max_reference)
+        return max(FLOOR, self.relative * self.max_reference, rounded)
 
     @property
     def excess(self) -> float:
@@ -66,6 +73,12 @@ class Comparison:
         tensor.max_reference = max(tensor.max_reference, float(finite.max()) if finite.size else 0.0)
         tensor.steps.append(step)
         tensor.errors.append(error)
+
+    def allow_rounding(self, errors: Mapping[str, float]) -> None:
+        """Take what rounding does to each tensor of the reference, absolute, into the tolerances."""
+        for name, error in errors.items():
+            if name in self.tensors:
+                self.tensors[name].rounding = error
 
     @property
     def worst(self) -> tuple[str, Tensor]:

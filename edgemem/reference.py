@@ -33,20 +33,24 @@ class TorchState(StateBlock):
         return {name: tensor.detach().numpy().copy() for name, tensor in self.tensors.items()}
 
     def set(self, values: Mapping[str, Array]) -> None:
-        self.tensors = {name: torch.tensor(values[name]) for name in self.tensors}
+        self.tensors = {name: torch.tensor(values[name], dtype=old.dtype) for name, old in self.tensors.items()}
 
     def reset(self) -> None:
         self.tensors = streaming.start_state(self._module, self._batch)
 
 
 class TorchProgram(Program):
-    """A streaming module run by torch in its chunk form, on one thread's worth of work per step."""
+    """A streaming module run by torch in its chunk form, on one thread's worth of work per step.
+
+    Inputs of floats become the module's floating-point type, so that a float64 module takes what a float32 one does.
+    """
 
     runtime = "torch"
 
     def __init__(self, module: nn.Module, contract: Contract) -> None:
         self.module, self.contract = module.eval(), contract
         self.weight_bytes = sum(tensor.nbytes for tensor in module.state_dict().values())
+        self._floating = streaming.floating_dtype(module)
         self._ports = [port.name for port in contract.inputs if port.role != "valid"]
         self._valid = next((port.name for port in contract.inputs if port.role == "valid"), None)
 
@@ -56,6 +60,7 @@ class TorchProgram(Program):
     def step(self, inputs: Mapping[str, Array], state: StateBlock) -> dict[str, Array]:
         assert isinstance(state, TorchState)
         tensors = {name: torch.tensor(array) for name, array in inputs.items()}
+        tensors = {name: u.to(self._floating) if u.is_floating_point() else u for name, u in tensors.items()}
         x: Any = {name: tensors[name] for name in self._ports} if len(self._ports) > 1 else tensors[self._ports[0]]
         valid = tensors[self._valid] if self._valid is not None else None
         with torch.no_grad():

@@ -7,7 +7,8 @@
     SCHEME          a quantized file against its parent, within what its certificate allows
 
 The torch module is rebuilt from the contract's configuration and the file's initializers. A stage holds if and only
-if `max_abs_error` <= `tolerance`, which is 1e-5 of the largest reference value of the worst tensor, at least 1e-6.
+if `max_abs_error` <= `tolerance`, which is 1e-5 of the largest reference value of the worst tensor, at least 1e-6, and
+more where rounding alone takes torch further than that from its own float64 (`edgemem.compare`).
 An adopted file is compared with the foreign file that it was made from, if that is given; without it, its other
 runtimes are compared with onnxruntime on the adopted file.
 A quantized file is compared with its parent under onnxruntime, and its other runtimes with onnxruntime on the file.

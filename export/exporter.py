@@ -345,8 +345,10 @@ def certified(module: nn.Module, model: ir.Model, contract: Contract, path: Path
     onnx.checker.check_model(str(path), full_check=True)
     found = trial(TorchProgram(module, contract), load(path), steps)
     if not found.holds:
+        rounding = found.worst[1].rounding
+        own = f" (rounding moves torch itself by {rounding:.2e})" if rounding else ""
         raise ExportError(
-            f"the ONNX graph differs from torch by {found.max_abs_error:.2e}, {found.tolerance:.2e} is allowed; "
+            f"the ONNX graph differs from torch by {found.max_abs_error:.2e}, {found.tolerance:.2e} is allowed{own}; "
             f"first at {found.first_divergence}: the step may depend on something that is not its input or state"
         )
     certificate = Certificate(
