@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.tasks.bytes.data import BEGIN, files
+from bench.tasks.bytes.data import files
 from bench.tasks.kws import clip_sets
 from bench.tasks.kws.data import FOLDER
 from bench.tasks.words import data as strings_data
@@ -137,7 +137,7 @@ def chunks(texts: Sequence[Array], chosen: Sequence[int], frames: int) -> Iterat
     """Of one text after another: whether it begins, the bytes that go in [frames], those that are to be said."""
     for index in chosen:
         text = texts[index]
-        given = np.concatenate([[BEGIN], text[:-1]]).astype(np.uint8)
+        given = np.concatenate([[byte_task.BEGIN], text[:-1]]).astype(np.uint8)
         for at in range(0, len(text), frames):
             piece = given[at : at + frames]
             yield at == 0, np.pad(piece, (0, frames - len(piece))), text[at : at + frames]

@@ -19,19 +19,13 @@ from edgemem.errors import ConfigError, DeviceError, InputError, ModelFileError,
 from edgemem.quant import quantize
 from edgemem.trial import poisoned, random_inputs, trial
 from tests.aot_programs import model_file
+from tests.opencl import has_pocl
 
 pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
-cl = pytest.importorskip("pyopencl", reason="pyopencl is not installed: pip install 'edgemem[opencl]'")
+pytest.importorskip("pyopencl", reason="pyopencl is not installed: pip install 'edgemem[opencl]'")
 
 FAMILIES = ("rwkv4", "kws-lmuformer", "memformer", "folding")
 SCHEMES = {"f16": "f16", "w8": "w8", "w4g32": "w4", "vq:dim=4,codes=16": "vq"}  # and the kernel of every product
-
-
-def has_pocl() -> bool:
-    try:
-        return any("portable" in platform.name.lower() for platform in cl.get_platforms())
-    except cl.Error:
-        return False
 
 
 pytestmark = pytest.mark.skipif(not has_pocl(), reason="no PoCL on this machine: make boards")

@@ -15,6 +15,7 @@ from edgemem.errors import InputError, SnapshotError, StreamError, UsageError
 from edgemem.export import export_model
 from edgemem.program import Program
 from edgemem.streams import Streams
+from tests.opencl import has_pocl
 from tests.zoo import SMALL
 
 BATCH = 3
@@ -70,11 +71,8 @@ def test_a_stream_is_as_if_alone(name: str, runtime: str, files: Path) -> None:
 def loaded(path: Path, runtime: str) -> Program:
     if runtime in ("aot", "tvm", "opencl"):
         pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
-    if runtime == "opencl":
-        from tests.test_opencl import has_pocl
-
-        if not has_pocl():
-            pytest.skip("no PoCL on this machine: make boards")
+    if runtime == "opencl" and not has_pocl():
+        pytest.skip("no PoCL on this machine: make boards")
     options = {"board": "host"} if runtime == "tvm" else {}
     return edgemem.load(path, runtime=runtime, **options)
 

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from edgemem.errors import InputError
+from edgemem.tasks.bytes import BEGIN
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 SPLITS = ("train", "valid", "test")
 LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
-BEGIN = 0  # the byte before every file
 PARTS = 20
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.timing import RESULTS
 from edgemem.checkpoints import packaged
+from edgemem.models.kws import SECONDS_PER_ROW
 
 KINDS = {
     "kws-lmuformer": "A causal LMUFormer (Liu et al., 2024)",
@@ -21,7 +22,6 @@ KINDS = {
 }
 SHIPPED = "kws-lmuformer"
 TO_USE = (SHIPPED, "kws-tiny")
-SECONDS_PER_ROW = 0.02
 RECORDED_VOICES = 4  # of flite; one person twice
 PERSON = "flite:rms"  # the one recorded person among the test voices
 LEVELS = {"clean": "clean", "10db": "noise 10 dB below the word", "0db": "noise as loud as the word"}
