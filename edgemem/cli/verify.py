@@ -47,9 +47,9 @@ def command(
     edgemem verify k.onnx --board mps2_an386 --board mps2_an500 --steps 200 --json
     edgemem verify r.onnx --runtime opencl --board pocl
 
-    Error and what is allowed are those of the tensor that comes nearest to its tolerance: 1e-5 of its largest value, more
-    where rounding alone takes torch further from its own float64. Of a quantized file, what is allowed is what `edgemem
-    quantize` measured against the parent and wrote into the contract, doubled.
+    Error and what is allowed are those of the tensor that comes nearest to its tolerance: 1e-5 of its largest value,
+    more where rounding alone takes torch further from its own float64. Of a quantized file, what is allowed is what
+    `edgemem quantize` measured against the parent and wrote into the contract, doubled.
 
     For a microcontroller, JSON also says whether a free run gives the very bytes of this machine (byte_equal; of a
     step in integers, those of its reference), and the instructions of a step that the emulator counts.
