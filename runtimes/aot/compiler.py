@@ -29,7 +29,16 @@ from edgemem.boards import Board
 from edgemem.digests import canonical
 from edgemem.errors import BudgetError, UsageError
 from edgemem.muted import muted
-from edgemem.runtimes.aot import emit, emit_audio, emit_calls, emit_frontend, emit_package, emit_run, emit_team
+from edgemem.runtimes.aot import (
+    emit,
+    emit_audio,
+    emit_calls,
+    emit_frontend,
+    emit_header,
+    emit_package,
+    emit_run,
+    emit_team,
+)
 from edgemem.runtimes.aot.aliasing import elementwise
 from edgemem.runtimes.aot.attention import with_attention
 from edgemem.runtimes.aot.folding import folded
@@ -329,7 +338,7 @@ def check_budget(board: Board, model: str, source: emit_calls.Source) -> None:
 def build(folder: Path, source: emit_calls.Source, blob: bytes, kernels: AnyKernels, tools: Toolchain) -> None:
     """All files of a program but its manifest."""
     n = source.name
-    (folder / f"{n}.h").write_text(emit.header(source))
+    (folder / f"{n}.h").write_text(emit_header.header(source))
     (folder / f"{n}.c").write_text(emit.driver(source))
     (folder / f"{n}_weights.bin").write_bytes(blob)
     (folder / f"{n}_weights.S").write_text(emit.weights_text(n, source.plan.alignment))

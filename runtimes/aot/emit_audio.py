@@ -7,8 +7,8 @@ precede a model with look-ahead, and with those that follow the last sample.
 from __future__ import annotations
 
 from edgemem.contract import Contract, InputFacts
-from edgemem.runtimes.aot.emit import C_TYPES
-from edgemem.runtimes.aot.emit_calls import Source, identifier
+from edgemem.runtimes.aot.emit_calls import Source, identifier, upper
+from edgemem.runtimes.aot.emit_header import C_TYPES
 from edgemem.samplerows import AnyFrontEnd, SampleRows
 from edgemem.samplerows import front_end as described
 
@@ -27,14 +27,11 @@ def front_end(port: InputFacts) -> AnyFrontEnd:
 
 def functions(source: Source) -> str:
     """C text: `run_sound`, which streams until standard input ends."""
-    n, big, contract = source.name, source.name.upper(), source.contract
-    made_by = "edgemem_rows" if isinstance(front_end(contract.inputs[0]), SampleRows) else "edgemem_frontend"
-    features, valid = contract.inputs[0], contract.valid_input
-    set_valid = "(void)real;"
-    if valid is not None:
-        member = identifier(valid.name)
-        set_valid = f"*({C_TYPES[valid.dtype]} *)(void *)(uintptr_t)inputs->{member} = ({C_TYPES[valid.dtype]})real;"
-    short = "0" if valid is not None or contract.chunk.frames == 1 else "left != 0"
+    return "\n".join((rows_text(source.contract), step_text(source), loop_text(source)))
+
+
+def rows_text(contract: Contract) -> str:
+    """Where a stream is, and how rows of its outputs are written."""
     return f"""\
 #define FRAMES {contract.chunk.frames}
 #define AHEAD {contract.latency.look_ahead}
@@ -55,7 +52,17 @@ static int give_rows(size_t first, size_t stop)
     }}
     return 1;
 }}
+"""
 
+
+def step_text(source: Source) -> str:
+    """One chunk through the model, and the rows that it makes known."""
+    n, big, valid = source.name, upper(source.name), source.contract.valid_input
+    set_valid = "(void)real;"
+    if valid is not None:
+        member = identifier(valid.name)
+        set_valid = f"*({C_TYPES[valid.dtype]} *)(void *)(uintptr_t)inputs->{member} = ({C_TYPES[valid.dtype]})real;"
+    return f"""\
 /* One chunk, of which `real` frames are not padding; an exit code. */
 static int sound_step(const {n}_inputs *inputs, const {n}_outputs *outputs, unsigned char *state, unsigned char *arena,
                       place *p, size_t real)
@@ -78,7 +85,16 @@ static int sound_step(const {n}_inputs *inputs, const {n}_outputs *outputs, unsi
     if (p->given == given) return 0;
     return give_rows(first, first + p->given - given) && fflush(stdout) == 0 ? 0 : 1;
 }}
+"""
 
+
+def loop_text(source: Source) -> str:
+    """Blocks of samples through the front end, chunks of its rows through the model, and the rest at the end."""
+    n, big, contract = source.name, upper(source.name), source.contract
+    made_by = "edgemem_rows" if isinstance(front_end(contract.inputs[0]), SampleRows) else "edgemem_frontend"
+    features = contract.inputs[0]
+    short = "0" if contract.valid_input is not None or contract.chunk.frames == 1 else "left != 0"
+    return f"""\
 static int run_sound(const {n}_inputs *inputs, const {n}_outputs *outputs, unsigned char *state, unsigned char *arena)
 {{
     static float room[{big}_FRONTEND_FLOATS];

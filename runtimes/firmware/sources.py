@@ -10,8 +10,8 @@ import numpy as np
 from edgemem.boards import Board, Lane
 from edgemem.contract import InputFacts, OutputFacts, StateFacts
 from edgemem.program import Array
-from edgemem.runtimes.aot.emit import C_TYPES
 from edgemem.runtimes.aot.emit_calls import Source, identifier, upper
+from edgemem.runtimes.aot.emit_header import C_TYPES
 from edgemem.runtimes.firmware.vectors import Vectors
 
 Port = InputFacts | OutputFacts

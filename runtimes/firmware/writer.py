@@ -12,7 +12,7 @@ from typing import Any
 from edgemem.boards import Board
 from edgemem.modelfile import open_model
 from edgemem.program import load
-from edgemem.runtimes.aot import emit
+from edgemem.runtimes.aot import emit, emit_header
 from edgemem.runtimes.aot.compiler import (
     Generated,
     existing_parent,
@@ -119,7 +119,7 @@ def write_project(
     bank = budget.bank_bytes(board, source)
     own = folder / build.SHARED
     own.mkdir()
-    (folder / f"{name}.h").write_text(emit.header(source))
+    (folder / f"{name}.h").write_text(emit_header.header(source))
     (folder / f"{name}.c").write_text(emit.driver(source))
     (folder / f"{name}_weights.bin").write_bytes(program.blob)
     (folder / f"{name}_weights.S").write_text(emit.weights_text(name, source.plan.alignment, ".weights"))
