@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from edgemem import __version__, onnxfile
+from edgemem import __version__
 from edgemem import contract as contracts
 from edgemem.compare import Comparison
 from edgemem.contract import Certificate, Contract
@@ -118,13 +118,7 @@ def quantize(
         InputError: calibration data that the model cannot take, a task that does not fit it.
     """
     chosen, settings = parsed(scheme)
-    states.check_policy(state)
-    check_output(Path(path_out))
-    model = open_model(path_in)
-    check_float(model)
-    check_places(model.path, Path(path_out))
-    if task is not None:
-        fitting(load(model.path), task)
+    model = wanted_model(Path(path_in), Path(path_out), state, task)
     job = Job(ir.load(model.path), model.contract, model.path, settings, tuple(exclude), smallest, tick=tick)
     data = None
     if chosen.uses_data or state != "f32" or calibrate is not None:
@@ -141,41 +135,64 @@ def quantize(
     finish(job, {s.start for s in contract.states if isinstance(s.start, str)})
     contract = contract.model_copy(update={"quant": facts(job, chosen, model, data) | found_states})
     with atomic_path(Path(path_out)) as temporary:
-        save(job.model, contract, temporary)
-        parent = load(model.path)
-        found = trial(
-            parent,
-            as_parent(open_model(temporary), load(temporary), parent),
-            steps,
-            tick=counted(tick, "comparing", steps),
-        )
-        certificate = certified(found, chosen.name, steps)
-        quant = {**contract.quant, "relative_tolerance": relative_tolerance(found)}
-        contract = contract.model_copy(update={"parity": (*contract.parity, certificate), "quant": quant})
-        save(job.model, contract, temporary)
-        report = Report(
-            chosen.name,
-            settings,
-            model.onnx.weight_bytes,
-            onnxfile.read(temporary).weight_bytes,
-            state_bytes(model),
-            state_bytes(open_model(temporary)),
-            tuple(job.choices),
-            {s.name: str(s.quant["policy"]) for s in contract.states if not helper(s)},
-            certificate,
-            tuple(job.skipped),
-            tuple(job.warnings),
-        )
+        certified(job, contract, chosen.name, temporary, steps)
+        report = report_of(job, chosen.name, model, open_model(temporary))
         check_smaller(report, model)
-        if report.bytes_after > report.bytes_before:
-            more, saved = report.bytes_after - report.bytes_before, report.state_bytes_before - report.state_bytes_after
-            job.warnings.append(
-                f"the codebooks add {more} bytes to the file, each stream's state saves {saved}: smaller from "
-                f"{-(-more // saved)} streams on"
-            )
-            report = replace(report, warnings=tuple(job.warnings))
-        quality = judged(task, model.path, temporary, tick) if task else {}
-    return replace(report, quality=quality)
+        return replace(report, quality=judged(task, model.path, temporary, tick) if task else {})
+
+
+def wanted_model(path_in: Path, path_out: Path, state: str, task: str | None) -> ModelFile:
+    """The model to be quantized, when all that can be refused before any work has been looked at.
+
+    Raises:
+        ModelFileError, ContractError, UsageError, InputError: as `quantize`.
+    """
+    states.check_policy(state)
+    check_output(path_out)
+    model = open_model(path_in)
+    check_float(model)
+    check_places(model.path, path_out)
+    if task is not None:
+        fitting(load(model.path), task)
+    return model
+
+
+def certified(job: Job, contract: Contract, scheme: str, path: Path, steps: int) -> None:
+    """Write the file, compare it with its parent over `steps` steps, and write it again with the certificate."""
+    save(job.model, contract, path)
+    parent = load(job.parent)
+    candidate = as_parent(open_model(path), load(path), parent)
+    found = trial(parent, candidate, steps, tick=counted(job.tick, "comparing", steps))
+    quant = {**contract.quant, "relative_tolerance": relative_tolerance(found)}
+    parity = (*contract.parity, certificate(found, scheme, steps))
+    contract = contract.model_copy(update={"parity": parity, "quant": quant})
+    save(job.model, contract, path)
+
+
+def report_of(job: Job, scheme: str, parent: ModelFile, result: ModelFile) -> Report:
+    """What was done to `parent`, from the file that came of it."""
+    contract = result.contract
+    report = Report(
+        scheme,
+        job.settings,
+        parent.onnx.weight_bytes,
+        result.onnx.weight_bytes,
+        state_bytes(parent),
+        state_bytes(result),
+        tuple(job.choices),
+        {s.name: str(s.quant["policy"]) for s in contract.states if not helper(s)},
+        contract.parity[-1],
+        tuple(job.skipped),
+        tuple(job.warnings),
+    )
+    more, saved = report.bytes_after - report.bytes_before, report.state_bytes_before - report.state_bytes_after
+    if more <= 0 or saved <= 0:  # `check_smaller` refuses a larger file that saves no state
+        return report
+    streams = (
+        f"the codebooks add {more} bytes to the file, each stream's state saves {saved}: smaller from "
+        f"{-(-more // saved)} streams on"
+    )
+    return replace(report, warnings=(*report.warnings, streams))
 
 
 def counted(tick: StageTick, stage: str, total: int) -> Callable[[], None]:
@@ -341,7 +358,7 @@ def relative_tolerance(found: Comparison) -> float:
     return float(f"{HEADROOM * worst:.3g}")
 
 
-def certified(found: Comparison, scheme: str, steps: int) -> Certificate:
+def certificate(found: Comparison, scheme: str, steps: int) -> Certificate:
     """The errors against the parent; the tolerance is what `relative_tolerance` allows of the worst tensor."""
     ratios = {n: t.max_abs_error / t.max_reference for n, t in found.tensors.items() if t.max_reference}
     worst = found.tensors[max(ratios, key=lambda name: ratios[name])] if ratios else found.worst[1]
