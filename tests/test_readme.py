@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import util
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.readme import DOCS, examples
+from edgemem.audio import PCM16_FULL_SCALE
+from edgemem.tasks.kws import Detection, Detector
+from tests.readme import DOCS, README, examples
 
 
 def test_the_python_examples_run_and_a_model_of_your_own_is_short(tmp_path: Path) -> None:
@@ -42,6 +46,31 @@ def test_the_shell_examples_run_in_order(tmp_path: Path) -> None:
         if "silero_vad" in example and foreign is None:
             continue  # the package of the file; test_adopt_silero.py says so
         shell(example, tmp_path, environment)
+    if firmware:
+        assert any(near(hearing(tmp_path / "spotter8.onnx"), line) for line in HEARD.findall(README.read_text()))
+
+
+HEARD = re.compile(r"`(\d+\.\d\d) s (\w+) ([01]\.\d\d)`")  # a line of the firmware's example, as the README shows it
+
+
+def near(detections: Sequence[Detection], line: tuple[str, str, str]) -> bool:
+    """Whether one of them is what a line says, as near as calibration on another processor leaves it."""
+    time, label, score = float(line[0]), line[1], float(line[2])
+    return any(d.label == label and abs(d.time - time) < 0.05 and abs(d.score - score) < 0.05 for d in detections)
+
+
+def hearing(model: Path) -> Sequence[Detection]:
+    """What an integer spotter hears in the words that its firmware brings."""
+    import numpy as np
+
+    from edgemem.runner import softmax
+    from edgemem.runtimes.firmware.sound import clip
+    from edgemem.runtimes.integer.reference import IntegerProgram
+
+    stream = IntegerProgram(model).stream()
+    pieces = [stream.push_samples(clip(stream.sample_rate) / np.float32(PCM16_FULL_SCALE)), stream.flush()]
+    logits, times = (np.concatenate([getattr(rows, name) for rows in pieces]) for name in ("values", "t_end"))
+    return Detector(stream.contract.outputs[0].labels or ()).push(softmax(logits), times)
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
