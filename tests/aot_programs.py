@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,22 @@ C_SOURCES = Path(__file__).parent / "aot_c"
 C_TYPES = {"float32": "float", "int64": "int64_t", "int32": "int32_t"}
 
 
-def model_file(name: str, folder: Path, **options: Any) -> Path:
+def model_file(name: str, folder: Path) -> Path:
     """A small model of the zoo, exported."""
+    path = folder / f"{name}.onnx"
+    path.write_bytes(exported(name))
+    return path
+
+
+@cache
+def exported(name: str) -> bytes:
+    """The file of a small model; the same bytes each time, so that one export serves all tests."""
     from edgemem.export import export_model
     from tests.zoo import SMALL
 
-    path = folder / f"{name}.onnx"
-    export_model(name, path, SMALL[name], seed=1, **options)
-    return path
+    with tempfile.TemporaryDirectory() as folder:
+        export_model(name, Path(folder) / "m.onnx", SMALL[name], seed=1)
+        return (Path(folder) / "m.onnx").read_bytes()
 
 
 def compiled(path: Path, folder: Path, board: str = "host") -> dict[str, Any]:
