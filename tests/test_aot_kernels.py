@@ -11,8 +11,9 @@ import pytest
 pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
 from tvm import te
 
-from edgemem.runtimes.aot import attention, legalize, mathops
-from edgemem.runtimes.aot.schedules import matmul, rows
+from edgemem.runtimes.aot import legalize, mathops
+from edgemem.runtimes.aot.lowering import lowered
+from edgemem.runtimes.aot.schedules import matmul, rows, scheduled
 from tests.aot_kernels import HOST
 from tests.aot_kernels import run_tensors as run
 
@@ -85,26 +86,20 @@ def test_what_only_followers_read_does_not_keep_a_product_from_its_tiles(tmp_pat
     assert schedule == "tile"
 
 
-@pytest.mark.parametrize(
-    ("length", "heads", "count", "width"),
-    [(65, 2, 1, 16), (67, 3, 2, 24), (96, 1, 4, 44), (32, 2, 1, 7), (129, 1, 3, 64)],
-)
-def test_attention_to_rows_where_they_lie(tmp_path: Path, length: int, heads: int, count: int, width: int) -> None:
-    rng = np.random.default_rng(length)
-    shapes = (1, heads, count, width), (1, heads, count, length), (1, length, heads, width)
-    q, w, x = (rng.standard_normal(shape).astype("f") for shape in shapes)
-    a, b, c = (te.placeholder(shape, "float32") for shape in shapes)
-    scores = attention.scores(a, c, rows.lanes_of(HOST, width))
-    came, schedule = run(tmp_path, [a, c, scores], [q, x])
-    np.testing.assert_allclose(came[0], np.einsum("hid,jhd->hij", q[0].astype("d"), x[0]), rtol=1e-5, atol=1e-5)
-    parts, first = run(tmp_path, [b, c, attention.weighted_parts(b, c)], [w, x])
-    given = te.placeholder(parts.shape, "float32")
-    total, second = run(tmp_path, [given, b, c, attention.weighted_total(given, b, c)], [parts, w, x])
-    np.testing.assert_allclose(total[0], np.einsum("hij,jhd->hid", w[0].astype("d"), x[0]), rtol=1e-5, atol=1e-5)
-    assert schedule == first == second == "attention"
+@pytest.mark.parametrize(("frames", "together"), [(33, 2), (5, 3), (4, 24)])
+def test_an_axis_that_was_joined_is_read_frame_by_frame(tmp_path: Path, frames: int, together: int) -> None:
+    """y[h, t c + j] = x[h, t c + j] + m[h, t]: loops over t and j, no division in either."""
+    rng = np.random.default_rng(frames)
+    x, m = rng.standard_normal((2, frames * together)).astype("f"), rng.standard_normal((2, frames)).astype("f")
+    a, b = te.placeholder(x.shape, "float32"), te.placeholder(m.shape, "float32")
+    y = te.compute(x.shape, lambda h, j: a(h, j) + b(h, j // together), name="y")
+    came, _ = run(tmp_path, [a, b, y], [x, m])
+    np.testing.assert_array_equal(came, x + np.repeat(m, together, axis=1))
+    text = lowered(scheduled(te.create_prim_func([a, b, y]), HOST)[0], "kernel", HOST).function.script()
+    assert not any(operator in text for operator in ("//", ">>", "%"))
 
 
-@pytest.mark.parametrize("columns", [5, 16, 64, 200, 513])
+@pytest.mark.parametrize("columns", [5, 16, 64, 200, 513, 4100])
 def test_layer_norm_and_softmax(tmp_path: Path, columns: int) -> None:
     rng = np.random.default_rng(columns)
     x = (rng.standard_normal((3, columns)) * 4 + 30).astype("f")  # far from zero: a difference of squares would fail

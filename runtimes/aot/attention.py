@@ -2,12 +2,13 @@
 
     q [1, heads, n, d]        rows x [1, length, heads, d]: keys or values, one frame after another
 
-    scores    s[h, i, j] = sum_d q[h, i, d] k[j, h, d]     for j: for h, i: a row's head times the query, lanes added
+    scores    s[h, i, j] = sum_d q[h, i, d] k[j, h, d]     `attention_scores`
     weighted  y[h, i, d] = sum_j w[h, i, j] v[j, h, d]     for eight j at once: for h, i: for d in vectors
 
-The scores of a row are sums over vector lanes; the weighted rows are summed in PARTS stretches of the cache, which
-threads may share, and then added. Products with keys or values that were transposed first (`permute_dims` in front of
-a `matmul`) become these; with more than MOST_QUERIES queries a product of packed tiles is faster, copies included.
+The weighted rows are summed in PARTS stretches of the cache, which threads may share, and then added. Products with
+keys or values that were transposed first (`permute_dims` in front of a `matmul`) become these; with more than
+MOST_QUERIES queries a product of packed tiles is faster, copies included. Scores that are divided by a constant are
+those of divided queries.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from tvm import ir, relax, te
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from edgemem.runtimes.aot import attention_scores
 from edgemem.runtimes.aot.folding import dtype_of, shape_of
 from edgemem.runtimes.aot.legalize import OPAQUE
 from edgemem.runtimes.aot.machine import Machine
@@ -26,6 +28,7 @@ from edgemem.runtimes.aot.schedules import attention, rows
 Expr = Any
 MOST_QUERIES = 4
 SHORTEST = 64  # rows; fewer stay in the nearest cache and gain nothing
+SCALINGS = ("relax.divide", "relax.multiply")
 KEYS, VALUES = [0, 2, 3, 1], [0, 2, 1, 3]  # permute_dims of rows before a product
 
 
@@ -48,7 +51,11 @@ class Reader(PyExprMutator):  # type: ignore[misc]
 
     def visit_call_(self, call: Expr) -> Expr:  # TVM's spelling
         call = super().visit_call_(call)
-        if not isinstance(call, relax.Call) or not isinstance(call.op, ir.Op) or call.op.name != "relax.matmul":
+        if not isinstance(call, relax.Call) or not isinstance(call.op, ir.Op):
+            return call
+        if call.op.name in SCALINGS:
+            return self.scaled(call)
+        if call.op.name != "relax.matmul":
             return call
         left, right = call.args
         turned = self.lookup_binding(right) if isinstance(right, relax.Var) else None
@@ -60,13 +67,7 @@ class Reader(PyExprMutator):  # type: ignore[misc]
         axes = [int(axis) for axis in turned.attrs.axes or ()]
         lanes = rows.lanes_of(self.machine, shape_of(read)[3])
         if axes == KEYS:
-            return self.builder_.call_te(
-                lambda q, k: scores(q, k, lanes),
-                left,
-                read,
-                primfunc_name_hint="attend_scores",
-                primfunc_attrs={"op_pattern": OPAQUE},
-            )
+            return self.scores(left, read, lanes)
         return self.weighted(left, read) if axes == VALUES else call
 
     def fits(self, left: Expr, read: Expr) -> bool:
@@ -76,6 +77,25 @@ class Reader(PyExprMutator):  # type: ignore[misc]
             return False
         lanes = rows.lanes_of(self.machine, shapes[1][3])
         return shapes[0][2] <= MOST_QUERIES and shapes[1][1] >= SHORTEST and lanes >= min(4, self.machine.lanes)
+
+    def scaled(self, call: Expr) -> Expr:
+        """Scores that are scaled by a constant as those of scaled queries, which are fewer."""
+        found, factor = call.args
+        scores = self.lookup_binding(found) if isinstance(found, relax.Var) else None
+        if not is_scores(scores) or not isinstance(factor, ir.GenericConst) or factor.value.numpy().size != 1:
+            return call
+        queries, read = scores.args[1]
+        if len(shape_of(factor)) > len(shape_of(queries)):
+            return call
+        scaled = self.builder_.emit(relax.Call(call.op, [queries, factor]))
+        return self.scores(scaled, read, rows.lanes_of(self.machine, shape_of(read)[3]))
+
+    def scores(self, queries: Expr, read: Expr, lanes: int) -> Expr:
+        (_, heads, count, width), length = shape_of(queries), shape_of(read)[1]
+        name = self.builder_.add_func(
+            attention_scores.kernel(heads, count, length, width, lanes), attention_scores.HINT
+        )
+        return relax.call_tir(name, [queries, read], relax.TensorType([1, heads, count, length], "float32"))
 
     def weighted(self, weights: Expr, read: Expr) -> Expr:
         parts = self.builder_.emit_te(
@@ -95,20 +115,13 @@ class Reader(PyExprMutator):  # type: ignore[misc]
         )
 
 
-def scores(q: Any, k: Any, lanes: int) -> Any:
-    """s [1, heads, n, length] of q [1, heads, n, d] and k [1, length, heads, d]."""
-    (_, heads, count, width), length = extents(q), extents(k)[1]
-    step = te.reduce_axis((0, width // lanes), name="step")
-
-    def product(j: Any, h: Any, i: Any, lane: Any) -> Any:
-        place = step * lanes + lane
-        return te.sum(q(0, h, i, place) * k(0, j, h, place), axis=step)
-
-    part = te.compute((length, heads, count, lanes), product, name=f"{attention.PRODUCT}_{lanes}")
-    while lanes > 1:
-        lanes //= 2
-        part = rows.halved(part, [length, heads, count], lanes, attention.PRODUCT, rows.add)
-    return te.compute((1, heads, count, length), lambda _, h, i, j: part(j, h, i, 0), name=attention.SCORES)
+def is_scores(call: Expr) -> bool:
+    """Whether a call is of the kernel of scores."""
+    return (
+        isinstance(call, relax.Call)
+        and call.op == ir.Op.get("relax.call_tir")
+        and str(call.args[0].name_hint).startswith(attention_scores.HINT)
+    )
 
 
 def stretch(length: int) -> int:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edgemem.boards import Board
 
 BARE_ALIGNMENT = 16  # what TVM's code promises of a buffer whose vectors have 128 bits, the widest of a microcontroller
+WHOLE_VECTORS = ["-prefer-256-bit"]  # what LLVM makes vectors of by itself is to fill the registers that kernels fill
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,15 @@ def machine(board: Board) -> Machine:
 
     if board.is_host:
         core, triple = codegen.llvm_get_system_cpu(), codegen.llvm_get_system_triple()
-        target = Target({"kind": "llvm", "mtriple": triple, "mcpu": core})
-        bits = int(codegen.llvm_get_vector_width(target))
+        described: dict[str, Any] = {"kind": "llvm", "mtriple": triple, "mcpu": core}
+        bits = int(codegen.llvm_get_vector_width(Target(described)))
+        described |= {"mattr": WHOLE_VECTORS} if bits >= 512 and triple.startswith("x86_64") else {}
+        target = Target(described)
         registers = 32 if bits >= 512 or "aarch64" in triple else 16
         return Machine(target, bits // 32, registers, dot=dots.kind_of(target))
     if board.triple is None or board.vector_bits is None or board.vector_registers is None:
         raise ConfigError(f"board {board.name}: triple, vector_bits and vector_registers are wanted to compile for it")
-    described: dict[str, Any] = {"kind": "llvm", "mtriple": board.triple, "mcpu": board.core}
+    described = {"kind": "llvm", "mtriple": board.triple, "mcpu": board.core}
     described |= {"mattr": board.features} if board.features else {}
     described |= {"mabi": board.abi} if board.abi else {}
     described |= {"mfloat-abi": board.float_abi} if board.float_abi else {}

@@ -7,38 +7,24 @@ from typing import Any
 from edgemem.runtimes.aot.lowering import SHARED
 from edgemem.runtimes.aot.machine import Machine
 from edgemem.runtimes.aot.schedules.blocks import block_names, is_reduction
-from edgemem.runtimes.aot.schedules.rows import in_vectors, lanes_of
+from edgemem.runtimes.aot.schedules.rows import lanes_of
 
-PRODUCT, SCORES = "scores_product", "scores_result"
 WEIGHTED, TOTAL = "weighted_rows", "weighted_total"
 PARTS, TOGETHER = 4, 8  # stretches of the cache; rows of it that are read side by side
 
 
 def is_attention(names: list[str]) -> bool:
-    return any(name.startswith((SCORES, WEIGHTED, TOTAL)) for name in names)
+    return any(name.startswith((WEIGHTED, TOTAL)) for name in names)
 
 
 def schedule(sch: Any, machine: Machine) -> None:
-    """The order of whichever of the three it is."""
+    """The order of whichever of the two it is."""
     names = block_names(sch)
-    if SCORES in names:
-        scores(sch, machine, names)
-    elif WEIGHTED in names:
+    if WEIGHTED in names:
         weighted(sch, machine, sch.get_sblock(WEIGHTED))
     else:
         for name in names:
             summed(sch, machine, sch.get_sblock(name))
-
-
-def scores(sch: Any, machine: Machine, names: list[str]) -> None:
-    """One row of the cache after another; of each its heads."""
-    _, head, query, row = sch.get_loops(sch.get_sblock(SCORES))
-    sch.reorder(row, head, query)
-    for name in reversed(names):
-        if name != SCORES:
-            sch.compute_at(sch.get_sblock(name), query, preserve_unit_loops=True)
-            in_vectors(sch, name, machine)
-    sch.annotate(row, SHARED, 1)
 
 
 def weighted(sch: Any, machine: Machine, block: Any) -> None:

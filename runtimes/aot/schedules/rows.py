@@ -19,6 +19,7 @@ LAST = "row_result"  # name of the block that writes the output; the others are 
 
 
 LONG = 8  # vectors; a row of more is worth a remainder
+SIDE_BY_SIDE, LONGEST = 4, 64  # partial sums of a row of so many vectors: one alone would wait for itself
 
 
 def lanes_of(machine: Machine, columns: int) -> int:
@@ -32,7 +33,8 @@ def lanes_of(machine: Machine, columns: int) -> int:
 def lanes_for(machine: Machine, columns: int) -> int:
     """Lanes of a row's partial sums: a divisor, or of a long row that has none the machine's, and a remainder."""
     lanes = lanes_of(machine, columns)
-    return machine.lanes if 2 * lanes < machine.lanes and columns >= LONG * machine.lanes else lanes
+    lanes = machine.lanes if 2 * lanes < machine.lanes and columns >= LONG * machine.lanes else lanes
+    return SIDE_BY_SIDE * lanes if columns >= LONGEST * lanes and lanes > 1 else lanes
 
 
 def reduced(

@@ -1,6 +1,9 @@
 """Everything else: chains of elementwise operators in one loop nest, copies, gathers, plain reductions.
 
-LLVM turns the innermost loops into vectors of the target, tails included.
+LLVM turns the innermost loops into vectors of the target, tails included. Where a place along the innermost axis is
+divided by a constant (an axis that a reshape joined of two), the loop is cut there, so that it steps through both:
+
+    for i < 2 n: y[i] = x[i] + m[i / 2]      ->      for i < n: for j < 2: y[2 i + j] = x[2 i + j] + m[i]
 """
 
 from __future__ import annotations
@@ -8,6 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 from edgemem.runtimes.aot.schedules.blocks import blocks, is_costly, is_output, is_reduction, volume
+
+WRITTEN_OUT = 8  # turns of a loop
 
 
 def schedule(sch: Any) -> None:
@@ -18,6 +23,37 @@ def schedule(sch: Any) -> None:
     for block in blocks(sch):
         if is_reduction(sch, block):
             reduce(sch, block)
+        else:
+            cut(sch, block)
+
+
+def cut(sch: Any, block: Any) -> None:
+    """Cut the innermost loop where places along it are divided."""
+    loops = sch.get_loops(block)
+    if not loops or len(loops) != len(sch.get(block).iter_vars):
+        return
+    inner = loops[-1]
+    extent = int(sch.get(inner).extent)
+    for divisor in sorted(divisors(sch.get(block)), reverse=True):
+        if divisor < extent and extent % divisor == 0:
+            extent = divisor
+            _, inner = sch.split(inner, [None, divisor])
+            if divisor <= WRITTEN_OUT:
+                sch.unroll(inner)
+
+
+def divisors(block: Any) -> set[int]:
+    """By what the place along a block's last axis is divided, or taken modulo, in what the block reads."""
+    from tvm import tirx
+
+    last, found = block.iter_vars[-1].var, set()
+    waiting = [place.min for region in block.reads for place in region.region]
+    while waiting:
+        place = waiting.pop()
+        if isinstance(place, tirx.FloorDiv | tirx.FloorMod) and place.a.same_as(last):
+            found.add(int(place.b))
+        waiting += [side for name in ("a", "b") if (side := getattr(place, name, None)) is not None]
+    return found
 
 
 def inline(sch: Any, block: Any) -> None:
