@@ -26,6 +26,7 @@ from edgemem.modelfile import open_model
 from edgemem.program import Array
 from edgemem.quant import quantize
 from edgemem.quant import state as states
+from edgemem.quant.scheme import names, parsed
 from edgemem.quant.w8 import quantized
 from edgemem.trial import random_inputs, trial
 from edgemem.verify import verify
@@ -41,10 +42,15 @@ SCHEMES = {
     "w4g32": 1.0,
     "vq:dim=2,codes=64": 0.8,
 }  # the largest relative error on small random models, their recurrences quantized too
+OTHERS = {"w8a8-outlier", "memory-vq"}  # have files of tests of their own: test_outliers.py, test_vq.py
 STEPS = 40
 NAMES = ("lm-rwkv4", "lmu", "memformer", "folding")  # of every family
 FEW = 8  # elements: the small models have small matrices
 pytestmark = pytest.mark.usefixtures("short_calibration")
+
+
+def test_every_scheme_is_tested() -> None:
+    assert {parsed(scheme)[0].name for scheme in SCHEMES} | OTHERS == set(names())
 
 
 @pytest.mark.parametrize("name", NAMES)
