@@ -335,23 +335,28 @@ def measure(
         for each in candidates:
             each.times(ROUND_SECONDS)
         for _ in range(rounds):
-            limits = {each.row.file: roofline_us(probe, each.row) for each in candidates}
-            for each in candidates:
-                row = each.row
-                times = each.times(ROUND_SECONDS)
-                row.calls_us += times
-                row.rounds_us.append(statistics.median(times))
-                row.rooflines_us.append(limits[row.file])
-                if each.bare is not None:
-                    row.c_rounds_us.append(probe.steps_us(*each.bare))
-                if each.pool is not None:
-                    row.pool_rounds_us.append(probe.steps_us(*each.pool))
+            one_round(candidates, probe)
             tick()
     ordered = sorted((each.row for each in candidates), key=lambda row: [str(file) for file in files].index(row.file))
     result = {"machine": machine(), "rows": [row.to_json() for row in ordered]}
     if others:
         result |= {"skipped": skipped, "peers": {name: peers.versions(name) for name in others}}
     return result
+
+
+def one_round(candidates: Sequence[Candidate], probe: Probe) -> None:
+    """Time every candidate once, beside the roofline of this moment; all of it goes into their rows."""
+    limits = {each.row.file: roofline_us(probe, each.row) for each in candidates}
+    for each in candidates:
+        row = each.row
+        times = each.times(ROUND_SECONDS)
+        row.calls_us += times
+        row.rounds_us.append(statistics.median(times))
+        row.rooflines_us.append(limits[row.file])
+        if each.bare is not None:
+            row.c_rounds_us.append(probe.steps_us(*each.bare))
+        if each.pool is not None:
+            row.pool_rounds_us.append(probe.steps_us(*each.pool))
 
 
 def roofline_us(probe: Probe, row: Row) -> float:

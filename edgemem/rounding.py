@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgemem.compare import Comparison
-from edgemem.program import Array, StateBlock
+from edgemem.program import Array, Program, StateBlock
 from edgemem.reference import TorchProgram
 from edgemem.trial import occasions, real_rows
 
@@ -28,11 +28,13 @@ RUNS = 4
 LAST_PLACE = float(np.finfo(np.float32).eps)
 
 
-def rounding_errors(reference: TorchProgram, contract: Contract, steps: int, seed: int = 0) -> dict[str, float]:
+def rounding_errors(reference: Program, contract: Contract, steps: int, seed: int = 0) -> dict[str, float]:
     """The largest |float32 - float64| of every output and `NAME_out`, in the occasions of the trial of this seed.
 
-    Empty for a module that cannot run in float64, since parts of it are float32 by name.
+    `reference` is a torch program (`edgemem.reference`). Empty for a module that cannot run in float64, since parts of
+    it are float32 by name.
     """
+    assert isinstance(reference, TorchProgram)
     exact = TorchProgram(copy.deepcopy(reference.module).double(), reference.contract)
     truth, runs = exact.new_state(), [reference.new_state() for _ in range(RUNS)]
     rng, found = np.random.default_rng(seed), Comparison()
@@ -54,7 +56,7 @@ def rounding_errors(reference: TorchProgram, contract: Contract, steps: int, see
 
 
 def moved_step(
-    program: TorchProgram, inputs: dict[str, Array], state: StateBlock, rng: np.random.Generator
+    program: Program, inputs: dict[str, Array], state: StateBlock, rng: np.random.Generator
 ) -> dict[str, Array]:
     """One step from inputs and states that are moved."""
     state.set({name: moved(value, rng) for name, value in state.get().items()})

@@ -6,11 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgemem.cli.options import json_option, print_json, stderr
+
+if TYPE_CHECKING:
+    from edgemem.boards import Board
 
 
 @click.command("compile")
@@ -43,12 +46,38 @@ def command(
     edgemem compile r.onnx --board mali_g610 --runtime opencl -o mali/
     """
     from edgemem.boards import board as described
-    from edgemem.errors import UsageError
     from edgemem.runtimes.aot.compiler import compile_model
-    from edgemem.text import human_bytes
 
     begin = time.perf_counter()
     target = described(board)
+    check_wishes(target, runtime, report)
+    with stderr().status(f"compiling {file}") as status:
+        manifest = compile_model(
+            file, target, output, name, progress=lambda stage: status.update(f"compiling {file}: {stage}")
+        )
+    if report:
+        draw(manifest, output / "memory.svg")
+    if as_json:
+        print_json(manifest)
+        return
+    seconds = time.perf_counter() - begin
+    for line in (
+        f"wrote {output} for {target.title} in {seconds:.1f} s: {size_line(manifest)}",
+        *([f"  {integer_line(manifest['integer'])}"] if "integer" in manifest else []),
+        *product_lines(manifest["products"]),
+        *(firmware_lines(manifest, output) if "budget" in manifest else []),
+    ):
+        stderr().print(line, highlight=False)
+
+
+def check_wishes(target: Board, runtime: str | None, report: bool) -> None:
+    """Refuse what the board's programs cannot be or do.
+
+    Raises:
+        UsageError: another runtime than the board's, or a picture of a program without an arena.
+    """
+    from edgemem.errors import UsageError
+
     if runtime not in (None, target.runtime):
         raise UsageError(
             f"board {target.name} runs programs of {target.runtime}, --runtime {runtime} came; leave it out, or choose "
@@ -58,20 +87,22 @@ def command(
         raise UsageError(
             f"--report draws the arena of aot programs, board {target.name} runs {target.runtime}; leave it out"
         )
-    with stderr().status(f"compiling {file}") as status:
-        manifest = compile_model(
-            file, target, output, name, progress=lambda stage: status.update(f"compiling {file}: {stage}")
-        )
-    if report:
-        from edgemem.files import atomic_write
-        from edgemem.runtimes.aot.picture import svg
 
-        picture = svg(manifest["name"], manifest["arena"], len(manifest["calls"]), manifest["bytes"])
-        with atomic_write(output / "memory.svg") as drawing:
-            drawing.write(picture.encode())
-    if as_json:
-        print_json(manifest)
-        return
+
+def draw(manifest: Mapping[str, Any], path: Path) -> None:
+    """The arena over the calls of a step, as SVG."""
+    from edgemem.files import atomic_write
+    from edgemem.runtimes.aot.picture import svg
+
+    picture = svg(manifest["name"], manifest["arena"], len(manifest["calls"]), manifest["bytes"])
+    with atomic_write(path) as drawing:
+        drawing.write(picture.encode())
+
+
+def size_line(manifest: Mapping[str, Any]) -> str:
+    """Kernel calls, and the bytes of weights, state and arena."""
+    from edgemem.text import human_bytes
+
     sizes = manifest["bytes"]
     arena = ""
     if "arena" in sizes:
@@ -79,26 +110,26 @@ def command(
             f", arena {human_bytes(sizes['arena'])} "
             f"(no plan can do with less than {human_bytes(sizes['arena_lower_bound'])})"
         )
-    stderr().print(
-        f"wrote {output} for {target.title} in {time.perf_counter() - begin:.1f} s: "
+    return (
         f"{len(manifest['calls'])} kernel calls a step; weights {human_bytes(sizes['weights'])}, "
-        f"state {human_bytes(sizes['state'])}{arena}",
-        highlight=False,
+        f"state {human_bytes(sizes['state'])}{arena}"
     )
-    if "integer" in manifest:
-        stderr().print(f"  {integer_line(manifest['integer'])}", highlight=False)
-    for line in product_lines(manifest["products"]):
-        stderr().print(line, highlight=False)
-    if "budget" in manifest:
-        weights = manifest["budget"]
-        for what in ("flash", "ram"):
-            parts = ", ".join(f"{k.replace('_', ' ')} {human_bytes(v)}" for k, v in weights["linked"][what].items())
-            took, there = weights[f"{what}_bytes"]["linked"], weights["board"][f"{what}_bytes"]
-            stderr().print(f"{what}: {human_bytes(took)} of {human_bytes(there)} ({parts})", highlight=False)
-        stderr().print(prediction_line(manifest["prediction"]), highlight=False)
-        if manifest["sound"] is not None:
-            images = " ".join(f"{name}.elf" for name in manifest["sound"]["examples"])
-            stderr().print(f"examples that hear: make -C {output} {images}", highlight=False)
+
+
+def firmware_lines(manifest: Mapping[str, Any], folder: Path) -> list[str]:
+    """What flash and RAM hold, what a step will take, and the examples that hear."""
+    from edgemem.text import human_bytes
+
+    budget, lines = manifest["budget"], []
+    for what in ("flash", "ram"):
+        parts = ", ".join(f"{k.replace('_', ' ')} {human_bytes(v)}" for k, v in budget["linked"][what].items())
+        took, there = budget[f"{what}_bytes"]["linked"], budget["board"][f"{what}_bytes"]
+        lines.append(f"{what}: {human_bytes(took)} of {human_bytes(there)} ({parts})")
+    lines.append(prediction_line(manifest["prediction"]))
+    if manifest["sound"] is not None:
+        images = " ".join(f"{name}.elf" for name in manifest["sound"]["examples"])
+        lines.append(f"examples that hear: make -C {folder} {images}")
+    return lines
 
 
 def prediction_line(found: Mapping[str, Any] | None) -> str:
