@@ -25,8 +25,8 @@ from edgemem.errors import CompileError, EdgememError, UsageError
 from edgemem.measure import PROBE, ROUND_SECONDS, new_row, vector_bytes
 from edgemem.modelfile import open_model
 from edgemem.runtimes.aot.compiler import compile_model
-from edgemem.runtimes.aot.emit import C_TYPES
 from edgemem.runtimes.aot.emit_calls import upper
+from edgemem.runtimes.aot.emit_header import C_TYPES
 from edgemem.runtimes.aot.emit_run import members, nbytes, room
 from edgemem.runtimes.aot.importer import require_tvm
 from edgemem.runtimes.aot.load import read_manifest
