@@ -9,7 +9,7 @@ import numpy as np
 
 import edgemem
 from edgemem.program import Program
-from edgemem.runtimes.aot import emit
+from edgemem.runtimes.aot import emit, emit_header
 from edgemem.runtimes.aot.load import AotProgram, Library
 from edgemem.runtimes.integer.generate import generated
 from tests.firmware import SPOTTER
@@ -53,7 +53,7 @@ def on_host(path: Path, folder: Path) -> Program:
     made = generated(path, "model")
     folder.mkdir()
     sources = [*made.kernels.sources(folder), "model.c", "model_weights.S"]
-    (folder / "model.h").write_text(emit.header(made.source))
+    (folder / "model.h").write_text(emit_header.header(made.source))
     (folder / "model.c").write_text(emit.driver(made.source))
     (folder / "model_weights.bin").write_bytes(made.blob)
     (folder / "model_weights.S").write_text(emit.weights_text("model", made.source.plan.alignment))
