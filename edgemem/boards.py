@@ -214,7 +214,11 @@ def board(name: str) -> Board:
 
 
 def read(path: Path) -> str:
-    """The text of a board file."""
+    """The text of a board file.
+
+    Raises:
+        ConfigError: it cannot be read, or is no text.
+    """
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:

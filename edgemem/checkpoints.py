@@ -40,7 +40,11 @@ def read(path: Path) -> tuple[Mapping[str, Tensor], str]:
 
 
 def read_pth(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a .pth file, through torch's loader that refuses anything but tensors and containers."""
+    """The tensors of a .pth file, through torch's loader that refuses anything but tensors and containers.
+
+    Raises:
+        CheckpointError: the file holds anything else, or no dict of tensors by name.
+    """
     import torch
 
     try:

@@ -274,7 +274,11 @@ def check_graph(
 def compare(
     field: str, name: str, dtype: str, shape: Sequence[int], found: Mapping[str, TensorType], side: str
 ) -> None:
-    """Refuse a tensor that is missing from the graph or of another dtype or shape."""
+    """Refuse a tensor that is missing from the graph or of another dtype or shape.
+
+    Raises:
+        ContractError: naming the field, with what the contract says and what the graph has.
+    """
     if name not in found:
         raise ContractError(f"contract field {field}: the graph has no {side} {name}; export the model again")
     came = found[name]

@@ -42,7 +42,11 @@ def sample(logits: Array, rng: np.random.Generator, temperature: float = 0.0, to
 
 
 def checked(logits: Array) -> Array:
-    """The logits in float64, where a token can be drawn from them."""
+    """The logits in float64, where a token can be drawn from them.
+
+    Raises:
+        InputError: not a vector, an empty one, or one without a finite maximum.
+    """
     scores = np.asarray(logits, dtype=np.float64)
     if scores.ndim != 1 or not len(scores):
         raise InputError(f"logits must be one vector [vocab], got shape {list(scores.shape)}; give those of one step")

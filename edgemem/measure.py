@@ -123,6 +123,7 @@ class Row:
     rooflines_us: list[float] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
+        """What scripts rely on: times in microseconds, bytes of a step, and how far it is from the roofline."""
         p50 = statistics.median(self.calls_us)
         result = {
             "runtime": self.runtime,

@@ -54,7 +54,11 @@ def rows_of(stream: Stream, source: str, stdin: BinaryIO, end: bool = True) -> I
 
 
 def samples(stream: Stream, source: str, stdin: BinaryIO) -> Iterator[Array]:
-    """Audio of `source` at the front end's rate, in blocks of 0.1 s."""
+    """Audio of `source` at the front end's rate, in blocks of 0.1 s.
+
+    Raises:
+        InputError: no sample came, the array is not one of samples, or the file is no sound.
+    """
     from edgemem import audio
 
     rate = stream.sample_rate
@@ -96,7 +100,11 @@ def sound_array(path: Path) -> Array:
 
 
 def frames(stream: Stream, source: str, stdin: BinaryIO) -> Iterator[Array]:
-    """Frames or tokens of `source`, in blocks."""
+    """Frames or tokens of `source`, in blocks.
+
+    Raises:
+        InputError: the file is of another kind than the model's input, or holds no frame of its shape.
+    """
     port = stream.contract.inputs[0]
     path = Path(source)
     if source != "-" and path.suffix.lower() == ".npy":
@@ -138,7 +146,11 @@ def array_file(path: Path) -> Array:
 
 
 def read_text(path: Path, stdin: BinaryIO | None) -> bytes:
-    """All bytes of a text file, or of `stdin`."""
+    """All bytes of a text file, or of `stdin`.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
     if stdin is not None:
         return stdin.read()
     try:

@@ -262,7 +262,11 @@ def parent_program(model: ModelFile, path: Path) -> Program:
 
 
 def check_parent(model: ModelFile, parent: Contract, path: Path) -> None:
-    """Refuse a parent with other weights, or one that is quantized itself."""
+    """Refuse a parent with other weights, or one that is quantized itself.
+
+    Raises:
+        ContractError: naming both files, with their digests and schemes.
+    """
     if parent.quant.get("scheme", "none") != "none" or parent.model.digest != model.contract.model.digest:
         raise ContractError(
             f"{path} is not the parent of {model.path}: a float file of {model.contract.model.name} with weights "

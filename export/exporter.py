@@ -202,7 +202,11 @@ def input_ports(module: nn.Module, example: Frames | None) -> tuple[Port, ...]:
 
 
 def output_ports(module: nn.Module, x: Frames, valid: Tensor | None) -> tuple[Port, ...]:
-    """The module's declared outputs, or `y` (or the dict's names) as one chunk shows."""
+    """The module's declared outputs, or `y` (or the dict's names) as one chunk shows.
+
+    Raises:
+        ExportError: the module's step fails.
+    """
     declared: tuple[Port, ...] = tuple(getattr(module, "outputs", ()))
     if declared:
         return declared
@@ -220,7 +224,11 @@ def output_ports(module: nn.Module, x: Frames, valid: Tensor | None) -> tuple[Po
 
 
 def check_names(signature: Signature) -> None:
-    """Refuse two tensors of one name."""
+    """Refuse two tensors of one name.
+
+    Raises:
+        ExportError: naming the tensor.
+    """
     names = [*signature.input_names, *signature.output_names]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

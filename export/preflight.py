@@ -111,7 +111,11 @@ def attribute_hint(module: nn.Module) -> str:
 
 
 def check_attributes(module: nn.Module, before: dict[str, Any]) -> None:
-    """Refuse a module that changed an attribute of its own during a step."""
+    """Refuse a module that changed an attribute of its own during a step.
+
+    Raises:
+        ExportError: naming the attribute.
+    """
     after = contents(module)
     changed = sorted(name for name in after if after[name] != before.get(name))
     if changed:
@@ -122,7 +126,11 @@ def check_attributes(module: nn.Module, before: dict[str, Any]) -> None:
 
 
 def check_states(signature: Signature, before: State, after: State) -> None:
-    """Refuse new states that are not those that were declared."""
+    """Refuse new states that are not those that were declared.
+
+    Raises:
+        ExportError: naming the state, with both shapes where they differ.
+    """
     odd = sorted(set(before) ^ set(after))
     if odd:
         raise ExportError(
@@ -138,7 +146,11 @@ def check_states(signature: Signature, before: State, after: State) -> None:
 
 
 def check_outputs(signature: Signature, y: Any, x: Frames) -> None:
-    """Refuse outputs without a time axis, or others than the declared ones."""
+    """Refuse outputs without a time axis, or others than the declared ones.
+
+    Raises:
+        ExportError: naming the output, with what was declared and what came.
+    """
     rows = y if isinstance(y, dict) else {signature.outputs[0].name: y}
     batch, time = extent(x)
     for port in signature.outputs:
@@ -224,7 +236,11 @@ def innermost(error: BaseException, module: nn.Module) -> str:
 
 
 def check_operator(node: torch.fx.Node) -> None:
-    """Refuse one operator of an exported program by name and module path."""
+    """Refuse one operator of an exported program by name and module path.
+
+    Raises:
+        ExportError: with what to write instead.
+    """
     operator = str(getattr(node.target, "__name__", node.target)).partition(".")[0]
     remedy = next((text for prefix, text in REMEDIES.items() if operator.startswith(prefix)), None)
     value = node.meta.get("val")

@@ -206,7 +206,11 @@ def digest(sequences: Sequence[Frames]) -> str:
 
 
 def sounds(path: Path) -> Iterator[Array]:
-    """Every sound of a folder, by name, or the one that `path` is."""
+    """Every sound of a folder, by name, or the one that `path` is.
+
+    Raises:
+        InputError: the folder has none, or a file is no sound.
+    """
     from edgemem.audio import read_audio
 
     files = sorted(p for p in path.iterdir() if p.suffix.lower() in AUDIO) if path.is_dir() else [path]
@@ -230,7 +234,11 @@ def features(sound: Array, contract: Contract) -> Array:
 
 
 def text(path: Path, port: InputFacts, contract: Contract) -> Array:
-    """The bytes of a text as tokens."""
+    """The bytes of a text as tokens.
+
+    Raises:
+        InputError: the model takes no tokens.
+    """
     if port.role != "tokens":
         raise InputError(
             f"{path}: {contract.model.name} takes {port.dtype}{list(port.shape[2:])} per frame, not text; "
@@ -240,7 +248,11 @@ def text(path: Path, port: InputFacts, contract: Contract) -> Array:
 
 
 def arrays(path: Path, ports: Sequence[InputFacts], contract: Contract) -> Iterator[dict[str, Array]]:
-    """The sequences of a .npy or .npz file."""
+    """The sequences of a .npy or .npz file.
+
+    Raises:
+        InputError: the file cannot be read, or lacks an input of the model.
+    """
     try:
         loaded = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -38,7 +38,11 @@ REFITS = 2
 
 
 def check(settings: Mapping[str, int | str]) -> None:
-    """Refuse sizes that cannot be."""
+    """Refuse sizes that cannot be.
+
+    Raises:
+        UsageError: `dim` below 1, or `codes` outside 2 to 256.
+    """
     dim, codes = int(settings["dim"]), int(settings["codes"])
     if dim < 1 or not 2 <= codes <= 256:
         raise UsageError(
@@ -47,7 +51,11 @@ def check(settings: Mapping[str, int | str]) -> None:
 
 
 def apply(job: Job) -> None:
-    """Rewrite slots and caches; where a model has none, its vectors."""
+    """Rewrite slots and caches; where a model has none, its vectors.
+
+    Raises:
+        UsageError: no state has a last axis that `dim` divides.
+    """
     dim, codes, seed = (int(job.settings[key]) for key in ("dim", "codes", "seed"))
     chosen = memories(job, dim)
     if not chosen:

@@ -142,7 +142,11 @@ def parsed(text: str) -> tuple[Scheme, dict[str, int | str]]:
 
 
 def setting(scheme: str, key: str, text: str, kind: type) -> int | str:
-    """One value as the type of its default."""
+    """One value as the type of its default.
+
+    Raises:
+        UsageError: no whole number where the default is one.
+    """
     if kind is str:
         return text
     if not text.isascii() or not text.isdigit():

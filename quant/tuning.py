@@ -90,7 +90,11 @@ def tuned(job: Job, pools: Sequence[Pool], steps: int, seed: int) -> list[Pool]:
 
 
 def module_of(job: Job) -> nn.Module:
-    """The float module of the file that is quantized."""
+    """The float module of the file that is quantized.
+
+    Raises:
+        UsageError: the file has no torch form to rebuild.
+    """
     from edgemem.reference import rebuilt
     from edgemem.weights import stored_tensors
 
@@ -102,7 +106,11 @@ def module_of(job: Job) -> nn.Module:
 
 
 def windows(job: Job, wanted_frames: int = WINDOW_FRAMES) -> list[dict[str, Tensor]]:
-    """Pieces of the calibration sequences [1, frames, ...], whole segments each, all of one length."""
+    """Pieces of the calibration sequences [1, frames, ...], whole segments each, all of one length.
+
+    Raises:
+        UsageError: fewer than `HELD_OUT` of them; more calibration data is wanted.
+    """
     assert job.calibration is not None
     data: Data = job.calibration.data
     unit = job.contract.chunk.frames

@@ -64,7 +64,11 @@ class Coded:
 
 
 def check(settings: Mapping[str, int | str]) -> None:
-    """Refuse sizes that cannot be."""
+    """Refuse sizes that cannot be.
+
+    Raises:
+        UsageError: `dim`, `codes` or `residual` outside what codes can be.
+    """
     dim, codes, residual = (int(settings[key]) for key in ("dim", "codes", "residual"))
     if dim < 1 or not 2 <= codes <= MOST_CODES or not 1 <= residual <= 8:
         raise UsageError(

@@ -111,7 +111,12 @@ def prepare(path: Path, threads: int = 1) -> OrtProgram:
 
 
 def session(model: Path | bytes, threads: int = 1) -> Any:
-    """A CPU session of one file, or of its bytes: sequential, no spinning, quiet."""
+    """A CPU session of one file, or of its bytes: sequential, no spinning, quiet.
+
+    Raises:
+        MissingDependency: onnxruntime is not installed.
+        ModelFileError: onnxruntime refuses the file.
+    """
     try:
         import onnxruntime
     except ImportError as error:

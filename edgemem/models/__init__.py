@@ -111,7 +111,11 @@ def configuration(name: str, kind: type, settings: Mapping[str, object]) -> Any:
 
 
 def parsed(model: str, key: str, value: object, kind: type) -> object:
-    """One setting as the type of its default."""
+    """One setting as the type of its default.
+
+    Raises:
+        ConfigError: not a value of that type.
+    """
     text = str(value).strip()
     try:
         if kind is bool:

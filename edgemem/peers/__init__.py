@@ -149,7 +149,11 @@ def install(name: str) -> None:
 
 
 def command(what: str, name: str, *arguments: str) -> None:
-    """Run a module of this Python."""
+    """Run a module of this Python.
+
+    Raises:
+        MissingDependency: it fails; what it had made is removed.
+    """
     done = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True)
     if done.returncode:
         shutil.rmtree(FOLDER / name, ignore_errors=True)

@@ -204,6 +204,7 @@ def narrow(name: str, folder: Path) -> None:
 
 
 def serve(engine: str, folder: Path, threads: int) -> None:
+    """Run the job that lies in `folder` in one engine, and time a round of it for each line on standard input."""
     job = json.loads((folder / "job.json").read_text())
     data = dict(np.load(folder / "data.npz"))
     peer: Any = {"onnxruntime": Onnxruntime, "openvino": Openvino, "litert": Litert}[engine](job, data, threads)

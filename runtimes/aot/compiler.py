@@ -235,7 +235,11 @@ def generated(
 
 
 def check_output(folder: Path) -> None:
-    """Refuse to write over anything but an earlier program."""
+    """Refuse to write over anything but an earlier program.
+
+    Raises:
+        UsageError: a file, or a folder of other things.
+    """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; give a folder for the program")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).exists():

@@ -216,7 +216,11 @@ def load_folder(folder: Path, threads: int = 1) -> Program:
 
 
 def check_threads(threads: int) -> None:
-    """Refuse what no team can have."""
+    """Refuse what no team can have.
+
+    Raises:
+        UsageError: fewer than 1, or more than a team has places for.
+    """
     if not 1 <= threads <= MOST_THREADS:
         raise UsageError(f"a step runs on 1 to {MOST_THREADS} threads, {threads} came")
 
@@ -246,7 +250,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_file(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Refuse a file that is not the one of the manifest."""
+    """Refuse a file that is not the one of the manifest.
+
+    Raises:
+        ModelFileError: it cannot be read, or its digest is another.
+    """
     try:
         size = path.stat().st_size
         found = hashlib.sha256(path.read_bytes()).hexdigest() if size <= HASHED_BYTES else None

@@ -78,7 +78,12 @@ def best_times_us(program: Path, folder: Path, manifest: dict[str, Any], steps: 
 
 
 def clocked(program: Path, folder: Path, manifest: dict[str, Any]) -> Path:
-    """A library of the program whose driver notes how long each call takes; the last time is of no call at all."""
+    """A library of the program whose driver notes how long each call takes; the last time is of no call at all.
+
+    Raises:
+        ModelFileError: a file of the program is not that of its manifest.
+        CompileError: the driver has other calls than the manifest, or does not compile.
+    """
     name, count = manifest["name"], len(manifest["calls"])
     for file in (f"{name}.c", f"{name}.h", f"{name}_kernels.o", f"{name}_weights.S", f"{name}_weights.bin"):
         check_file(program / file, manifest)

@@ -185,7 +185,12 @@ def measure_on_board(
 
 
 def connected(address: str) -> Any:
-    """A session of the RPC server at HOST:PORT."""
+    """A session of the RPC server at HOST:PORT.
+
+    Raises:
+        UsageError: no HOST:PORT.
+        EdgememError: nothing answers there.
+    """
     from tvm import rpc
 
     host, _, port = address.rpartition(":")
@@ -202,7 +207,11 @@ def connected(address: str) -> Any:
 
 
 def sent(remote: Any, library: Path) -> Callable[[int, int], float]:
-    """The shim's function on the board."""
+    """The shim's function on the board.
+
+    Raises:
+        EdgememError: the board cannot load it; so the function, where the board loses the program or a step fails.
+    """
     try:
         remote.upload(str(library))
         function = remote.load_module(library.name)["edgemem_bench"]
@@ -222,7 +231,11 @@ def sent(remote: Any, library: Path) -> Callable[[int, int], float]:
 
 
 def shim(file: Path, board: Board, folder: Path) -> Path:
-    """The model compiled for the board and linked with the shim, as a shared library."""
+    """The model compiled for the board and linked with the shim, as a shared library.
+
+    Raises:
+        CompileError: the C compiler of the board fails.
+    """
     compile_model(file, board, folder / "program", name="measured")
     manifest = read_manifest(folder / "program")
     contract = contracts.decode(canonical(manifest["contract"]))
