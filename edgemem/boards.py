@@ -9,7 +9,7 @@ features = ["+neon"]                LLVM's names of what the core has beyond its
 abi, float_abi                      LLVM's names of how functions pass arguments, where there is a choice
 vector_bits = 128                   width of a SIMD register, 0 where there are none
 vector_registers = 32               how many a kernel may fill; scalar ones, where there are no SIMD registers
-clock_hz = 1_500_000_000            of the core
+clock_hz = 1_500_000_000            of the core, at most
 compiler = "aarch64-linux-gnu-gcc"  C compiler for the generated driver, with `compiler_flags`
 emulator = ["qemu-aarch64", ...]    command that runs a program of the board on this machine
 ram_bytes = 1_073_741_824           what a program may use, where there is a limit
@@ -18,7 +18,11 @@ A `bare` board has firmware, so its file says more:
 
 flash_origin, flash_bytes           where code and weights lie; `flash_data_origin` where loads see it elsewhere
 ram_origin, ram_bytes               where state, arena and stack lie
+start_clock_hz                      of the core after `setup`, where that is another
+flash_wait_states, flash_line_bytes cycles that a line of flash is late at `clock_hz`, and what comes at once
 flash_driver, flash_page_bytes      how firmware writes flash, and what is erased at once, where it can
+interrupts                          of the device in its vector table, where firmware uses them
+microphone = "nrf"                  the driver of a microphone that firmware brings, see `runtimes/firmware/sound.py`
 boot = "vectors"                    what the core starts from, see `Boot`
 emulated_hz = 25_000_000            ticks a second of the counter that firmware reads, under the emulator
 source = "..."                      the document that these facts are from
@@ -129,13 +133,18 @@ class Board(Strict):
     vector_bits: int | None = None
     vector_registers: int | None = None
     clock_hz: int | None = None
+    start_clock_hz: int | None = None
     ram_bytes: int | None = None
     ram_origin: int | None = None
     flash_bytes: int | None = None
     flash_origin: int | None = None
     flash_data_origin: int | None = None
+    flash_wait_states: int | None = None
+    flash_line_bytes: int | None = None
     flash_driver: Literal["ram", "nrf"] | None = None  # how firmware writes it, where it can
     flash_page_bytes: int | None = None  # what is erased at once
+    interrupts: int = 0
+    microphone: Literal["nrf"] | None = None
     boot: Boot | None = None
     setup: list[Write] = []  # registers of clocks, pins and the UART, in order
     console: Console | None = None
@@ -157,6 +166,10 @@ class Board(Strict):
             check_memory(self)
             if (self.flash_driver is None) != (self.flash_page_bytes is None):
                 raise ValueError("flash_driver and flash_page_bytes come together")
+            if (self.flash_wait_states is None) != (self.flash_line_bytes is None):
+                raise ValueError("flash_wait_states and flash_line_bytes come together")
+            check_clocks(self)
+            check_start(self)
         elif self.boot is not None or self.console is not None or self.flash_origin is not None:
             raise ValueError("boot, console and flash_origin are of bare boards; this one is linux")
         if (self.runtime == "aot") != (self.gpu is None):
@@ -177,6 +190,31 @@ def check_memory(board: Board) -> None:
     ram = span(board.ram_origin, board.ram_bytes, "ram")
     if flash.start < ram.stop and ram.start < flash.stop:
         raise ValueError(f"flash {flash.start:#x} to {flash.stop:#x} and ram {ram.start:#x} to {ram.stop:#x} overlap")
+
+
+def check_clocks(board: Board) -> None:
+    """Refuse a clock that stands still, or that starts faster than the core may run."""
+    assert board.clock_hz is not None
+    if board.clock_hz <= 0 or not 0 < (board.start_clock_hz or board.clock_hz) <= board.clock_hz:
+        raise ValueError(
+            f"clock_hz {board.clock_hz} and start_clock_hz {board.start_clock_hz} are no clocks, the second not faster"
+        )
+
+
+def check_start(board: Board) -> None:
+    """Refuse a way to start, an emulator or a page of flash that does not go with the rest."""
+    riscv = str(board.triple).startswith("riscv32")
+    if not riscv and not str(board.triple).startswith("thumb"):
+        raise ValueError(f"triple {board.triple} is no microcontroller's; firmware is for thumb... and riscv32...")
+    if riscv != (board.boot in ("riscv", "esp32c3")):
+        raise ValueError(f"boot {board.boot} does not start a core of {board.triple}")
+    if board.emulator and board.emulated_hz is None:
+        raise ValueError("an emulator of a bare board needs emulated_hz, the ticks of the counter that firmware reads")
+    page = board.flash_page_bytes
+    if page is not None and (page <= 0 or page % 4 or (board.flash_bytes or 0) % page):
+        raise ValueError(
+            f"flash_page_bytes {page} are no pages of words that flash_bytes {board.flash_bytes} consist of"
+        )
 
 
 def span(origin: int | None, count: int | None, what: str) -> range:

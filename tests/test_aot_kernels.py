@@ -133,6 +133,31 @@ def test_functions_keep_seven_digits(tmp_path: Path, name: str, wanted: Any) -> 
     np.testing.assert_allclose(y, wanted(x.astype("d")), rtol=4e-7, atol=1e-37)
 
 
+def test_sine_and_cosine_keep_seven_digits_behind_the_point(tmp_path: Path) -> None:
+    """Up to 1e5, next to multiples of pi / 2 too; larger angles stay in a range, and NaN is NaN."""
+    draw, turns = np.random.default_rng(0), np.arange(1, 60_000, 7)
+    x = np.concatenate([draw.uniform(-1e5, 1e5, 4000), draw.uniform(-7, 7, 4000), turns * (np.pi / 2), [0.0, 1e5]])
+    x = np.concatenate([x, -x]).astype("f")
+    edges = np.array([np.nan, 1e6, 3e38, -1e9], "f")
+    for name, wanted in (("sin", np.sin), ("cos", np.cos)):
+        a, b = te.placeholder(x.shape, "float32"), te.placeholder(edges.shape, "float32")
+        function = mathops.function(name)
+        y, _ = run(tmp_path, [a, te.compute(a.shape, applied(function, a))], [x])
+        np.testing.assert_allclose(y, wanted(x.astype("d")), rtol=0, atol=1.5e-7)
+        y, _ = run(tmp_path, [b, te.compute(b.shape, applied(function, b))], [edges])
+        assert np.isnan(y[0]) and np.all(np.abs(y[1:]) <= 1.1)
+
+
+@pytest.mark.parametrize("name", ["floor", "ceil", "trunc"])
+def test_fractions_are_cut_off(tmp_path: Path, name: str) -> None:
+    draw = np.random.default_rng(0)
+    x = np.concatenate([draw.uniform(-9, 9, 999), np.arange(-8, 8) / 2, [2.0**22 + 0.5, 2.0**23 - 0.5, 2.0**31, -3e38]])
+    x = np.concatenate([x, -x, [np.inf, -np.inf, np.nan]]).astype("f")
+    a = te.placeholder(x.shape, "float32")
+    y, _ = run(tmp_path, [a, te.compute(a.shape, applied(mathops.function(name), a))], [x])
+    np.testing.assert_array_equal(y, getattr(np, name)(x))
+
+
 def test_the_logarithm_keeps_seven_digits(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     x = np.concatenate([np.exp(draw.uniform(-87, 88, 4000)), draw.uniform(0.5, 2, 2000), [1.0, 1e-40, 1e-45]])

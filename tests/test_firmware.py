@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from edgemem.cli.main import cli
 from edgemem.errors import BudgetError, CheckFailed, ConfigError, MissingDependency, StreamError
 from edgemem.runtimes.firmware import budget, build, elf
 from edgemem.runtimes.firmware.emulator import Session
+from edgemem.runtimes.firmware.proof import Proof
 from edgemem.trial import poisoned, random_inputs, random_state, trial
 from tests.aot_programs import compiled, model_file
 from tests.firmware import manifest, needs
@@ -103,6 +105,22 @@ def test_verify_says_what_the_emulated_core_computes(files: Path) -> None:
     assert report["ok"] and report["byte_equal"]
     assert report["instructions_per_step"]["mps2_an385"] > 1000
     assert {"mps2_an385", "mps2_an385 reset"} <= {stage["name"] for stage in report["stages"]}
+
+
+def test_an_integer_step_of_other_bytes_fails_verify() -> None:
+    """Floats may differ in rounding, within the tolerance of the report; whole numbers may not."""
+    from edgemem.cli.verify import differing, with_proofs
+
+    programs: Any = {"a": SimpleNamespace(integer=False), "b": SimpleNamespace(integer=True)}
+    proofs = {name: Proof(False, "y at step 3", 10.0) for name in programs}
+    assert differing(programs, proofs) == "b"
+    assert differing(programs, {"a": proofs["a"], "b": Proof(True, None, 10.0)}) is None
+    report: Any = SimpleNamespace(to_json=lambda: {"ok": True, "stages": []})
+    assert with_proofs(report, proofs, False)["ok"] is False
+    assert with_proofs(report, proofs, True) == {
+        "ok": True, "stages": [], "byte_equal": False, "instructions_per_step": {"a": 10.0, "b": 10.0},
+        "boards": {"a": asdict(proofs["a"]), "b": asdict(proofs["b"])},
+    }  # fmt: skip
 
 
 def test_a_wrong_weight_fails_the_self_test(files: Path, tmp_path: Path) -> None:
@@ -288,6 +306,17 @@ def test_without_its_compiler_or_emulator_a_board_says_what_installs_them(
         ("ram_bytes = 4_194_304", "ram_bytes = 0", "ram_origin 0x20000000 and ram_bytes 0 are no memory"),
         ("-mcpu=cortex-m4", "-mcpu=cortex-m0", "compiler_flags has -mcpu=cortex-m0, and the board says cortex-m4"),
         ('kind = "semihosting"', 'kind = "uart"', "console: a uart needs baud, transmit and receive"),
+        ('boot = "vectors"', 'boot = "riscv"', "boot riscv does not start a core of thumbv7em-unknown-none-eabihf"),
+        ("thumbv7em-unknown-none-eabihf", "aarch64-linux-gnu", "triple aarch64-linux-gnu is no microcontroller's"),
+        ("emulated_hz = 25_000_000\n", "", "an emulator of a bare board needs emulated_hz"),
+        ("flash_page_bytes = 1024\n", "flash_page_bytes = 1000\n", "flash_page_bytes 1000 are no pages of words"),
+        ("clock_hz = 25_000_000", "clock_hz = 0", "clock_hz 0 and start_clock_hz None are no clocks"),
+        ("clock_hz = 25_000_000", "clock_hz = 9\nstart_clock_hz = 10", "start_clock_hz 10 are no clocks, the second"),
+        (
+            "flash_page_bytes = 1024\n",
+            "flash_page_bytes = 1024\nflash_line_bytes = 16\n",
+            "flash_wait_states and flash_line_bytes come together",
+        ),
         ("flash_page_bytes = 1024\n", "", "flash_driver and flash_page_bytes come together"),
         ('boot = "vectors"', 'boot = "floppy"', "field boot: Input should be 'vectors'"),
     ],

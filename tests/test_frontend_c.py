@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import edgemem
 from edgemem.audio import FrontEnd
-from edgemem.errors import ContractError
+from edgemem.errors import CompileError, ContractError
 from edgemem.runtimes.aot import emit_frontend
 from tests.front_ends import FRONT_ENDS
 
@@ -23,8 +23,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 # Stated in edgemem_frontend.h: float32 against float64. A sum over all mels, MFCC 0, has sqrt(mels) of the error.
 LOG_MEL_BOUND, MFCC_BOUND = 1e-4, 5e-4
-# Stated in edgemem_fixed.h: filters have 15 bits, energies 28.
-FIXED_LOG_MEL_BOUND, FIXED_MFCC_BOUND = 1e-2, 3e-2
+# Stated in edgemem_fixed.h: a spectrum keeps 20 bits or more beside the loudest sound, of a long transform.
+FIXED_LOG_MEL_BOUND, FIXED_MFCC_BOUND = 5e-3, 1.5e-2
 FORMS = ("float", "fixed")
 
 MAIN = """\
@@ -112,6 +112,24 @@ def test_fixed_point_overflows_nowhere_and_is_the_same_without_long_products(tmp
     assert check(f, tmp_path, pcm, 777, "fixed") == check(f, tmp_path, pcm, 777, "fixed", "-D__ARM_ARCH_6M__")
 
 
+@pytest.mark.parametrize("coefficients", [None, 13])
+def test_fixed_point_hears_what_is_faint_beside_what_is_loud(coefficients: int | None, tmp_path: Path) -> None:
+    """The longest transform of sound at 48 kHz: noise of the last bits beside a full-scale tone, and on an offset."""
+    kind = {"kind": "log_mel"} if coefficients is None else {"kind": "mfcc", "coefficients": coefficients}
+    f = FrontEnd(sample_rate=48_000, window_samples=emit_frontend.LONGEST_FIXED_FFT, hop_samples=1024,
+                 fft=emit_frontend.LONGEST_FIXED_FFT, mels=80, low_hz=0.0, high_hz=24_000.0, **kind)  # fmt: skip
+    n, noise = np.arange(30_000), np.random.default_rng(2).normal(0, 1.5, 30_000)
+    sounds = (31_000 * np.sin(2 * np.pi * 61 / f.fft * n) + noise, 30_000 + noise, noise)
+    pcm = np.concatenate([np.clip(np.round(sound), -32768, 32767) for sound in sounds]).astype("<i2")
+    check(f, tmp_path, pcm, 512, "fixed", "-O2")
+
+
+def test_a_transform_that_fixed_point_is_too_narrow_for_is_refused() -> None:
+    f = FrontEnd(window_samples=8192, hop_samples=4096, fft=8192)
+    with pytest.raises(CompileError, match=r"an FFT of 8192 was asked for, fixed point .* up to 4096"):
+        emit_frontend.fixed_header("model", f)
+
+
 @settings(max_examples=8, deadline=None)
 @given(
     fft=st.sampled_from([2, 4, 16, 256, 2048]),
@@ -128,8 +146,6 @@ def test_any_front_end_has_its_twin(
     tmp_path_factory: pytest.TempPathFactory, fft: int, window: float, hop: float, mels: int, stack: int,
     coefficients: int | None, form: str, block: int, seed: int,
 ) -> None:  # fmt: skip
-    if form == "fixed":
-        fft = min(fft, 1024)  # the bounds of fixed point are of transforms up to this length
     samples = max(1, int(window * fft))
     kind = {"kind": "log_mel"} if coefficients is None else {"kind": "mfcc", "coefficients": min(coefficients, mels)}
     try:

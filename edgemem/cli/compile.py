@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     "--runtime", type=click.Choice(["aot", "opencl", "tvm"]), help="What is to run it; the board's own if left out."
 )
 @click.option("--name", help="Prefix of the C functions; the model's name if left out.")
-@click.option("--report", is_flag=True, help="Also draw memory.svg: the arena over the calls of a step.")
+@click.option(
+    "--report", is_flag=True, help="Also draw memory.svg: the arena over the calls of a step, and what a step takes."
+)
 @json_option
 def command(
     file: Path, board: str, output: Path, runtime: str | None, name: str | None, report: bool, as_json: bool
@@ -90,11 +92,12 @@ def check_wishes(target: Board, runtime: str | None, report: bool) -> None:
 
 
 def draw(manifest: Mapping[str, Any], path: Path) -> None:
-    """The arena over the calls of a step, as SVG."""
+    """The arena over the calls of a step, and of firmware what a step takes, as SVG."""
     from edgemem.files import atomic_write
     from edgemem.runtimes.aot.picture import svg
 
-    picture = svg(manifest["name"], manifest["arena"], len(manifest["calls"]), manifest["bytes"])
+    notes = prediction_lines(manifest["prediction"]) if "prediction" in manifest else []
+    picture = svg(manifest["name"], manifest["arena"], len(manifest["calls"]), manifest["bytes"], notes)
     with atomic_write(path) as drawing:
         drawing.write(picture.encode())
 
@@ -125,22 +128,38 @@ def firmware_lines(manifest: Mapping[str, Any], folder: Path) -> list[str]:
         parts = ", ".join(f"{k.replace('_', ' ')} {human_bytes(v)}" for k, v in budget["linked"][what].items())
         took, there = budget[f"{what}_bytes"]["linked"], budget["board"][f"{what}_bytes"]
         lines.append(f"{what}: {human_bytes(took)} of {human_bytes(there)} ({parts})")
-    lines.append(prediction_line(manifest["prediction"]))
+    lines += prediction_lines(manifest["prediction"])
+    if manifest["no_sound"] is not None:
+        lines.append(f"no example that hears: {manifest['no_sound']}")
     if manifest["sound"] is not None:
         images = " ".join(f"{name}.elf" for name in manifest["sound"]["examples"])
         lines.append(f"examples that hear: make -C {folder} {images}")
     return lines
 
 
-def prediction_line(found: Mapping[str, Any] | None) -> str:
-    """What a step will take, or that nobody knows."""
+def prediction_lines(found: Mapping[str, Any] | None) -> list[str]:
+    """What a step will take and whether that keeps up with real time, or that nobody knows."""
     if found is None:
-        return "a step: no emulated board has this core, so its instructions are not predicted"
+        return ["a step: no emulated board has this core, so its instructions are not predicted"]
     text = (
         f"a step: about {found['instructions']:,.0f} instructions (within {found['error']:.0%}, by counts on "
-        f"{found['fitted_on']}), {1e3 * found['seconds']:.3g} ms or more at {found['clock_hz'] / 1e6:g} MHz"
+        f"{found['fitted_on']})"
     )
-    return text if found["load"] is None else f"{text}: {found['load']:.0%} of real time"
+    if found["cycles"] is None:
+        return [f"{text}; nothing is published of its core's cycles"]
+    least, most = found["cycles"]
+    lines = [f"{text}, {least:,.0f} to {most:,.0f} cycles ({found['cycles_source']})"]
+    for time_ in found["times"]:
+        low, high = (1e3 * seconds for seconds in time_["seconds"])
+        line = f"  at {time_['clock_hz'] / 1e6:g} MHz {low:.3g} to {high:.3g} ms"
+        if time_["load"] is not None:
+            low, high = time_["load"]
+            verdict = {True: "it keeps up", False: "it is too slow", None: "it may be too slow"}[time_["keeps_up"]]
+            line += f", {low:.0%} to {high:.0%} of real time: {verdict}"
+        lines.append(line)
+    if len(lines) > 2:
+        lines[-1] += " (the clock that the firmware starts with)"
+    return lines
 
 
 def integer_line(integer: Mapping[str, Any]) -> str:

@@ -69,12 +69,17 @@ def command(
         )
         proofs = firmware_proofs(file, programs, steps, seed, lambda: progress.advance(task))
     if as_json:
-        print_json(with_proofs(report, proofs))
+        print_json(with_proofs(report, proofs, differing(programs, proofs) is None))
     else:
         show(report)
         for name, proof in proofs.items():
             bytes_are = "the bytes of this machine" if proof.byte_equal else f"first {proof.first_difference}"
             stdout().print(f"{name}: {proof.instructions_per_step:,.0f} instructions a step; {bytes_are}")
+    if report.ok and (other := differing(programs, proofs)) is not None:
+        raise CheckFailed(
+            f"{file}: on {other} the step in integers is not, byte for byte, that of its reference; first "
+            f"{proofs[other].first_difference}"
+        )
     if not report.ok:
         broken = next(stage for stage in report.stages if not stage.holds)
         raise CheckFailed(
@@ -113,10 +118,20 @@ def integer_reference(file: Path) -> Program:
     return IntegerProgram(file)
 
 
-def with_proofs(report: Report, proofs: Mapping[str, Proof]) -> dict[str, Any]:
-    """The report as JSON; of microcontrollers also equality of bytes, and instructions by board."""
+def differing(programs: Mapping[str, Program], proofs: Mapping[str, Proof]) -> str | None:
+    """The first board whose step in integers does not give its reference's bytes; floats may differ in rounding."""
+    integer = (name for name in proofs if getattr(programs[name], "integer", False))
+    return next((name for name in integer if not proofs[name].byte_equal), None)
+
+
+def with_proofs(report: Report, proofs: Mapping[str, Proof], equal: bool) -> dict[str, Any]:
+    """The report as JSON; of microcontrollers also equality of bytes, and instructions by board.
+
+    `equal`: steps in integers give the bytes of their reference.
+    """
     found = report.to_json()
     if proofs:
+        found["ok"] = bool(found["ok"]) and equal
         found["byte_equal"] = all(proof.byte_equal for proof in proofs.values())
         found["instructions_per_step"] = {name: proof.instructions_per_step for name, proof in proofs.items()}
         found["boards"] = {name: asdict(proof) for name, proof in proofs.items()}

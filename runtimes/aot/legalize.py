@@ -2,7 +2,7 @@
 
 matmul by a constant   weights packed in panels at compile time      [N / P, K, P]
 matmul, layer_norm, softmax, mean, sum   forms that the schedules know by their block names
-exp, log, sigmoid, tanh, erf, silu, gelu polynomials (`mathops`)
+exp, log, sigmoid, tanh, erf, sin, cos, silu, gelu    polynomials (`mathops`); floor, ceil, trunc whole numbers
 power                  by a small whole number: products
 take                   a checked index is read as it is, any other is clamped
 """
@@ -47,7 +47,7 @@ def rules(machine: Machine, ranges: Mapping[str, tuple[int, int]]) -> dict[str, 
         "log": mathops.log,
         "sigmoid": mathops.sigmoid,
         "tanh": mathops.tanh,
-        "erf": mathops.erf,
+        **{name: mathops.function(name) for name in ("erf", "sin", "cos", "floor", "ceil", "trunc")},
         "nn.silu": lambda x: x * mathops.sigmoid(x),
         "round": whole,
         "nn.gelu": lambda x: x * (0.5 + 0.5 * mathops.erf(x * math.sqrt(0.5))),

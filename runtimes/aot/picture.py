@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 from edgemem.runtimes.aot.plan import Plan
 
 WIDTH, HEIGHT, LEFT, TOP = 900, 420, 80, 40  # of the drawing, and its margins
+NOTE_HEIGHT, NOTE_CHARACTERS = 18, 140  # of a line of notes
 COLOURS = ("#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677", "#aa3377")  # of Paul Tol, told apart by all
 
 
@@ -20,8 +23,10 @@ def arena_rows(plan: Plan) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["first"], row["offset"]))
 
 
-def svg(name: str, rows: Sequence[Mapping[str, Any]], calls: int, sizes: Mapping[str, int]) -> str:
-    """Calls from left to right, bytes from bottom to top; a line where no plan could do with less."""
+def svg(
+    name: str, rows: Sequence[Mapping[str, Any]], calls: int, sizes: Mapping[str, int], notes: Sequence[str] = ()
+) -> str:
+    """Calls from left to right, bytes from bottom to top; a line where no plan could do with less; `notes` below."""
     arena = max(1, sizes["arena"])
     x, y = WIDTH / max(1, calls), HEIGHT / arena
     boxes = []
@@ -33,10 +38,16 @@ def svg(name: str, rows: Sequence[Mapping[str, Any]], calls: int, sizes: Mapping
             f'fill="{COLOURS[index % len(COLOURS)]}" stroke="white" stroke-width="0.5">'
             f"<title>{row['bytes']} bytes at {row['offset']}, calls {row['first']} to {row['last']}</title></rect>"
         )
+    lines = [line for note in notes for line in textwrap.wrap(note.strip(), NOTE_CHARACTERS)]
+    below = [
+        f'<text x="{LEFT}" y="{TOP + HEIGHT + 48 + index * NOTE_HEIGHT}" font-size="12">{escape(line)}</text>'
+        for index, line in enumerate(lines)
+    ]
+    height = TOP + HEIGHT + 50 + NOTE_HEIGHT * len(lines)
     bound = TOP + HEIGHT - sizes["arena_lower_bound"] * y
     ratio = arena / max(1, sizes["arena_lower_bound"])
     return f"""\
-<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDTH + 20}" height="{TOP + HEIGHT + 50}"
+<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDTH + 20}" height="{height}"
      font-family="sans-serif">
 <rect width="100%" height="100%" fill="white"/>
 <text x="{LEFT}" y="24" font-size="15">{name}: arena {arena} bytes, {ratio:.2f} × its lower bound</text>
@@ -46,5 +57,6 @@ def svg(name: str, rows: Sequence[Mapping[str, Any]], calls: int, sizes: Mapping
 <text x="{LEFT - 8}" y="{TOP + HEIGHT}" font-size="12" text-anchor="end">0</text>
 <text x="{LEFT}" y="{TOP + HEIGHT + 24}" font-size="12">call 0</text>
 <text x="{LEFT + WIDTH}" y="{TOP + HEIGHT + 24}" font-size="12" text-anchor="end">call {calls - 1}</text>
+{chr(10).join(below)}
 </svg>
 """

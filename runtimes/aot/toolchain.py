@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 WARNINGS = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror")
 FLAGS = ("-O2", "-fPIC", "-ffunction-sections", "-fdata-sections", "-g0", "-fno-ident", "-fno-stack-protector")
+MATH = ("-Wl,--as-needed", "-lm")  # powers and inverse functions; all else of kernels is in `mathops`
+SHOWN_LINES = 8  # of a tool's output, in an error
 LEFTOVER = "*.tvm.fp16.conv"  # half-precision helpers that TVM adds to every object; no kernel calls them
 
 
@@ -36,11 +38,11 @@ class Toolchain:
         """Run a tool in `folder`.
 
         Raises:
-            CompileError: with the first lines that the tool printed.
+            CompileError: with the first lines of its complaint.
         """
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         if result.returncode:
-            lines = "\n".join(result.stderr.splitlines()[:8])
+            lines = "\n".join(complaints(result.stderr))
             raise CompileError(f"{' '.join(command)} failed:\n{lines}")
 
     def compile(self, source: str, output: str, folder: Path, *flags: str) -> None:
@@ -58,14 +60,14 @@ class Toolchain:
         self.run(
             self.compiler, *self.flags, "-shared", "-pthread", "-nostartfiles", f"-Wl,--version-script={exports}",
             f"-Wl,-soname,{output}", "-Wl,--build-id=none", "-Wl,--gc-sections", "-Wl,-z,noexecstack",
-            "-o", output, *objects, folder=folder,
+            "-o", output, *objects, *MATH, folder=folder,
         )  # fmt: skip
 
     def executable(self, output: str, sources: Sequence[str], folder: Path, *flags: str) -> None:
         """A static program."""
         self.run(
             self.compiler, *self.flags, *flags, "-static", "-Wl,--build-id=none", "-Wl,--gc-sections", "-s",
-            "-o", output, *sources, folder=folder,
+            "-o", output, *sources, *MATH, folder=folder,
         )  # fmt: skip
 
 
@@ -92,3 +94,10 @@ def found(tool: str) -> str:
             f"compiling for this board needs {tool}, which is not installed; `make boards` installs it"
         )
     return place
+
+
+def complaints(said: str) -> list[str]:
+    """The lines of a tool's output that say what is wrong: its errors, without the warnings before them."""
+    lines = said.splitlines()
+    errors = [line for line in lines if "error" in line.lower() or "undefined reference" in line]
+    return (errors or lines)[:SHOWN_LINES]

@@ -1,6 +1,8 @@
 /* The equations are those at the head of edgemem/frontend.py. */
 #include "edgemem_frontend.h"
 
+#include "edgemem_reversed.h"
+
 #include <string.h>
 
 #define FULL_SCALE 32768.0f
@@ -35,14 +37,9 @@ static void load(const edgemem_frontend *f, const float *samples, float *z)
     size_t i, place = 0;
     for (i = 0; i < half; ++i) {
         const size_t n = 2 * i;
-        size_t bit = half / 2;
         z[2 * place] = n < f->window ? samples[n] * f->hann[n] : 0.0f;
         z[2 * place + 1] = n + 1 < f->window ? samples[n + 1] * f->hann[n + 1] : 0.0f;
-        while (bit != 0 && (place & bit) != 0) {
-            place ^= bit;
-            bit /= 2;
-        }
-        place |= bit;
+        place = edgemem_reversed(place, half);
     }
 }
 

@@ -6,6 +6,7 @@ ram     stack (a bound), data, inputs and outputs, state, arena
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,9 @@ DATA_BYTES = 64  # variables of console, counter and snapshots
 FIRMWARE_CODE_BYTES = 3600  # start-up, console, self-test, snapshots, and what comes of a C library
 CALL_BYTES, ARGUMENT_BYTES = 4, 6  # of the driver
 SOFT_FLOAT_BYTES = {"thumbv6m": 4000, "thumbv7m": 1400, "riscv32": 4900}  # libgcc's, by core, where floats are soft
+MATH = re.compile(r"(a?(?:sin|cos|tan)h?|atan2|pow|fmod|exp2|log2|log10|log1p|expm1|cbrt|hypot|rint|nearbyint)f")
+MATH_BYTES, POWER_BYTES = 1400, 3400  # of a function of the math library, where floats are soft
+MATH_STACK_BYTES = 256
 
 
 @dataclass(frozen=True)
@@ -65,14 +69,17 @@ def bank_bytes(board: Board, source: Source) -> int:
 def predicted(board: Board, program: Generated, checks: Vectors, folder: Path, tools: Toolchain) -> Budget:
     """What the firmware will take; its kernels are compiled into `folder` to be weighed."""
     source = program.source
+    objects = program.kernels.objects(folder, tools)
+    math = math_functions(objects)
     flash = {
-        "code": code_bytes(board, program, program.kernels.objects(folder, tools)),
+        "code": code_bytes(board, program, objects) + sum(map(math_bytes, math)),
         "weights": source.weight_bytes,
         "test_vectors": up(checks.nbytes, 16) + 32,
         "snapshots": 2 * bank_bytes(board, source),
     }
     ram = {
-        "stack": stack_bytes(program.kernels.assembly(folder, tools), NESTED if program.kernels.sources(folder) else 1),
+        "stack": stack_bytes(program.kernels.assembly(folder, tools), NESTED if program.kernels.sources(folder) else 1)
+        + (MATH_STACK_BYTES if math else 0),
         "data": DATA_BYTES,
         "io": sources.io_bytes(source),
         "state": source.plan.state_bytes,
@@ -89,6 +96,15 @@ def code_bytes(board: Board, program: Generated, objects: Sequence[Path]) -> int
     own = sum(s.nbytes for s in sections if s.allocated and s.name.startswith((".text", ".rodata")))
     library = SOFT_FLOAT_BYTES.get(str(board.triple).partition("-")[0], 0) if build.soft(board) else 0
     return own + CALL_BYTES * len(calls) + ARGUMENT_BYTES * arguments + FIRMWARE_CODE_BYTES + library
+
+
+def math_functions(objects: Sequence[Path]) -> set[str]:
+    """What kernels call of a math library; most functions are polynomials in the kernels themselves."""
+    return {name for path in objects for name in elf.read(path).symbols if MATH.fullmatch(name)}
+
+
+def math_bytes(function: str) -> int:
+    return POWER_BYTES if function == "powf" else MATH_BYTES
 
 
 def check(board: Board, program: Generated, budget: Budget) -> None:

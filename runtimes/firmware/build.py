@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edgemem.boards import Board
 from edgemem.errors import CompileError, MissingDependency
-from edgemem.runtimes.aot.toolchain import found
+from edgemem.runtimes.aot.toolchain import complaints, found
 from edgemem.runtimes.firmware import elf
 
 IMAGE = "firmware.elf"
@@ -22,6 +22,7 @@ MAIN = f"{SHARED}/main.c"
 COMMON = ("main.c", "selftest.c", "serve.c", "snapshot.c", "memory.c", "counter.c", "marks.c", "console_text.c")
 HEADERS = ("console.h", "counter.h", "edgemem_model.h", "flash.h", "marks.h", "selftest.h", "serve.h", "snapshot.h",
            "start.h")  # fmt: skip
+CORTEX_M, RISCV = ("start_cortex_m.c", "math_error.c"), ("start_riscv.S", "fault_riscv.c")
 CFLAGS = ("-std=gnu99", "-Os", "-Wall", "-Wextra", "-ffreestanding", "-ffunction-sections",
           "-fdata-sections", "-fno-common", "-fno-ident", "-g0")  # fmt: skip
 LDFLAGS = (
@@ -34,7 +35,6 @@ LDFLAGS = (
 )
 FAST = ("-O2", "-ffp-contract=off")  # of kernels that are C text
 BOOT2_BYTES = 252
-HARD_ERRORS = 8  # lines of a tool's output that an error shows
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def c_files(board: Board) -> list[str]:
     """The shared sources that a board needs."""
     assert board.console is not None
     files = [*COMMON, f"console_{board.console.kind}.c", f"flash_{board.flash_driver or 'none'}.c"]
-    files += ["start_riscv.S", "fault_riscv.c"] if board.boot in ("riscv", "esp32c3") else ["start_cortex_m.c"]
+    files += RISCV if board.boot in ("riscv", "esp32c3") else CORTEX_M
     files += ["soft_math.c"] if soft(board) else []
     files += [f"boot_{board.boot}.S"] if board.boot in ("rp2040", "rp2350", "esp32c3") else []
     return files
@@ -108,7 +108,7 @@ firmware.bin: firmware.elf
 
 {fast}
 firmware.elf: $(OBJECTS){given} firmware.ld
-\t$(CC) $(CORE) $(LDFLAGS) -o $@ $(OBJECTS){given} -Wl,--start-group -lc -lgcc -Wl,--end-group
+\t$(CC) $(CORE) $(LDFLAGS) -o $@ $(OBJECTS){given} -Wl,--start-group -lm -lc -lgcc -Wl,--end-group
 {extra}
 %.o: %.c $(wildcard *.h src/*.h)
 \t$(CC) $(CORE) $(CFLAGS) $(EXTRA) -c $< -o $@
@@ -130,7 +130,7 @@ def example_rules(sound: Sound, given: str) -> str:
     rules = "".join(
         f"""\
 {name}.elf: $(filter-out {objects_of([MAIN])},$(OBJECTS)) $(SOUND) {objects_of(sources)}{given} firmware.ld
-\t$(CC) $(CORE) $(LDFLAGS) -Wl,-Map={name}.map -o $@ $(filter %.o,$^) -Wl,--start-group -lc -lgcc -Wl,--end-group
+\t$(CC) $(CORE) $(LDFLAGS) -Wl,-Map={name}.map -o $@ $(filter %.o,$^) -Wl,--start-group -lm -lc -lgcc -Wl,--end-group
 
 """
         for name, sources in sound.examples.items()
@@ -177,7 +177,7 @@ target_compile_options({name}.elf PRIVATE $<$<COMPILE_LANGUAGE:C>:{";".join(CFLA
 target_include_directories({name}.elf PRIVATE ${{CMAKE_CURRENT_SOURCE_DIR}} ${{CMAKE_CURRENT_SOURCE_DIR}}/{SHARED})
 target_link_options({name}.elf PRIVATE {" ".join(f for f in LDFLAGS if not f.startswith("-T"))}
   -T${{CMAKE_CURRENT_SOURCE_DIR}}/firmware.ld)
-target_link_libraries({name}.elf PRIVATE -Wl,--start-group c gcc -Wl,--end-group)
+target_link_libraries({name}.elf PRIVATE -Wl,--start-group m c gcc -Wl,--end-group)
 """
 
 
@@ -232,5 +232,5 @@ def make(folder: Path, *arguments: str) -> None:
 def run(command: Sequence[str], folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
-        lines = "\n".join((done.stderr or done.stdout).splitlines()[:HARD_ERRORS])
+        lines = "\n".join(complaints(done.stderr or done.stdout))
         raise CompileError(f"{' '.join(command[:2])} failed in the firmware project:\n{lines}")

@@ -5,7 +5,10 @@ src/hearing.c .h        rows of logits -> words on the console
 src/sound_model.h       generated: sizes, labels, and which front end
 NAME_frontend.h         generated: its tables; in float32 where the core has an FPU, else in fixed point
 examples/clip.c         a recording in flash, heard without a microphone: `make clip.elf`
-examples/microphone.c   two buffers that a DMA fills in turn: `make microphone.elf`
+examples/microphone.c   two buffers that are filled in turn: `make microphone.elf`, with a driver beside it
+
+Drivers are `microphone_NAME.c`: of the board's own microphone, or `clip`, which plays the recording from the interrupt
+of a Cortex-M's timer; without either, the example says what is to be written.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from edgemem.runtimes.firmware.build import EXAMPLES, Sound
 from edgemem.tasks import kws, words
 
 Array = np.ndarray[Any, np.dtype[Any]]
-OWN = ("sound.c", "sound.h", "hearing.c", "hearing.h")
+OWN = ("sound.c", "sound.h", "hearing.c", "hearing.h", "microphone.h")
+MICROPHONE_BYTES = 4 * 160 + 16  # two halves of a buffer, and the driver's own
 SMALLEST_RING = 1024  # samples
 CLIP = "demo.wav"
 CLIP_SECONDS = (2.0, 5.4)  # of it: "please go left then stop"
@@ -65,15 +69,28 @@ def ram_bytes(board: Board, contract: Contract) -> int:
         room = 8 * (f.fft // 2 + 1 + -(-f.mels // 2) + -(-samples // 4))
     else:
         room = 4 * (samples + f.fft + 2 + f.mels)
-    return 2 * ring_samples(contract, f) + room + posteriors + EXTRA_BYTES
+    return 2 * ring_samples(contract, f) + room + posteriors + MICROPHONE_BYTES + EXTRA_BYTES
+
+
+def obstacle(board: Board, contract: Contract, free: dict[str, int]) -> str | None:
+    """Why firmware gets no part that takes sound; `free` are bytes of flash and RAM that the firmware leaves."""
+    if not hears(contract):
+        return "the model does not hear words"
+    f, needed = features_of(contract), ram_bytes(board, contract)
+    if build.soft(board) and f.fft > emit_frontend.LONGEST_FIXED_FFT:
+        return (
+            f"its front end has an FFT of {f.fft}, fixed point is exact enough up to {emit_frontend.LONGEST_FIXED_FFT}"
+        )
+    if needed > free["ram"]:
+        return f"front end and samples need {needed} bytes of RAM, {free['ram']} are left"
+    if free["flash"] < CODE_BYTES:
+        return f"front end and example need {CODE_BYTES} bytes of flash, {free['flash']} are left"
+    return None
 
 
 def write(folder: Path, board: Board, name: str, contract: Contract, free: dict[str, int]) -> Sound | None:
-    """Write all of it into a project; None where the model is of something else, or the `free` RAM is too small.
-
-    `free` are bytes of flash and RAM that the firmware leaves.
-    """
-    if not hears(contract) or ram_bytes(board, contract) > free["ram"] or free["flash"] < CODE_BYTES:
+    """Write all of it into a project; None where there is an `obstacle`."""
+    if obstacle(board, contract, free) is not None:
         return None
     f, fixed = features_of(contract), build.soft(board)
     own = emit_frontend.FIXED_SOURCES if fixed else emit_frontend.SOURCES
@@ -85,17 +102,32 @@ def write(folder: Path, board: Board, name: str, contract: Contract, free: dict[
         (folder / build.SHARED / file).write_text(shared(file))
     (folder / build.SHARED / "sound_model.h").write_text(sound_model_h(name, contract, f, fixed))
     (folder / EXAMPLES).mkdir()
-    examples: dict[str, tuple[str, ...]] = {"microphone": (f"{EXAMPLES}/microphone.c",)}
-    samples = clip(f.sample_rate)[: (free["flash"] - CODE_BYTES) // 2]
-    if len(samples) >= SHORTEST_CLIP_SECONDS * f.sample_rate:
-        (folder / EXAMPLES / "clip.bin").write_bytes(samples.tobytes())
-        (folder / EXAMPLES / "clip_data.S").write_text(CLIP_DATA)
-        examples["clip"] = (f"{EXAMPLES}/clip.c", f"{EXAMPLES}/clip_data.S")
-    for example in examples:
-        (folder / EXAMPLES / f"{example}.c").write_text(shared(f"{example}.c"))
+    data = clip_data(folder, f, free)
+    examples = {"microphone": (f"{EXAMPLES}/microphone.c", *driver(board, data))}
+    if data:
+        examples["clip"] = (f"{EXAMPLES}/clip.c", *data)
+    for file in {Path(source).name for sources in examples.values() for source in sources if source.endswith(".c")}:
+        (folder / EXAMPLES / file).write_text(shared(file))
     code = next(file for file in own if file.endswith(".c"))
     sources = (code, f"{build.SHARED}/sound.c", f"{build.SHARED}/hearing.c")
     return Sound(sources, (code,), examples, ram_bytes(board, contract), fixed)
+
+
+def clip_data(folder: Path, f: FrontEnd, free: dict[str, int]) -> tuple[str, ...]:
+    """Write as much of the recording as there is flash for; its source, none if that is too short to be heard."""
+    samples = clip(f.sample_rate)[: (free["flash"] - CODE_BYTES) // 2]
+    if len(samples) < SHORTEST_CLIP_SECONDS * f.sample_rate:
+        return ()
+    (folder / EXAMPLES / "clip.bin").write_bytes(samples.tobytes())
+    (folder / EXAMPLES / "clip_data.S").write_text(CLIP_DATA)
+    return (f"{EXAMPLES}/clip_data.S",)
+
+
+def driver(board: Board, data: tuple[str, ...]) -> tuple[str, ...]:
+    """What fills the buffer of the microphone example: `data` is the recording, if there is room for it."""
+    if board.microphone is not None:
+        return (f"{EXAMPLES}/microphone_{board.microphone}.c",)
+    return (f"{EXAMPLES}/microphone_clip.c", *data) if data and board.core.startswith("cortex-m") else ()
 
 
 def shared(file: str) -> str:

@@ -31,7 +31,11 @@ def io_bytes(source: Source) -> int:
 
 def board_h(board: Board, bank_bytes: int) -> str:
     """Registers of the console, and what start-up writes."""
-    lines = [f'#define BOARD_NAME "{board.name}"', f"#define BOARD_CLOCK_HZ {board.clock_hz}u"]
+    lines = [
+        f'#define BOARD_NAME "{board.name}"',
+        f"#define BOARD_START_HZ {board.start_clock_hz or board.clock_hz}u",
+        f"#define BOARD_INTERRUPTS {board.interrupts}",
+    ]
     assert board.console is not None
     if board.console.kind == "uart":
         assert board.console.transmit is not None and board.console.receive is not None

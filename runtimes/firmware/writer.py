@@ -59,6 +59,7 @@ def write_firmware(
         manifest["prediction"] = cost.facts(prediction(board, program, manifest["work"]))
         manifest["snapshots"] = snapshot_facts(board, program)
         manifest["sound"] = None if heard is None else asdict(heard)
+        manifest["no_sound"] = sound.obstacle(board, program.source.contract, budget.free(board, predicted))
         clean(place, program)
         write_manifest(place, manifest)
         for own in (build.SHARED, build.EXAMPLES):

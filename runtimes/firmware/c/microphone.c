@@ -1,11 +1,12 @@
-/* An example for a board with a microphone: two buffers that a DMA fills in turn, words on the console.
+/* An example for a board with a microphone: two buffers that are filled in turn, words on the console.
  *
  *     make microphone.elf
  *
- * Yours is the driver: let microphone_start set up the clock, the PDM or I2S port and a circular DMA of 2 * HALF
- * samples into microphone_buffer (16 bits, mono, SOUND_RATE a second), and let the interrupts of its half and of its
- * end call microphone_half(0) and microphone_half(1). With a core that sleeps, wait for an interrupt where it says so.
+ * The interrupt copies half a buffer into the ring of sound.c; the loop here takes what is there, and sleeps. Where the
+ * core is too slow for that, samples are dropped, counted and said.
  */
+#include "microphone.h"
+
 #include "console.h"
 #include "edgemem_model.h"
 #include "hearing.h"
@@ -13,27 +14,43 @@
 #include "sound.h"
 #include "start.h"
 
-enum { HALF = 160 };
-
-extern int16_t microphone_buffer[2 * HALF];
-void microphone_half(uint32_t half);
-void microphone_start(void);
-
-int16_t microphone_buffer[2 * HALF];
+int16_t microphone_buffer[2 * MICROPHONE_HALF];
 
 void microphone_half(uint32_t half)
 {
-    sound_samples(microphone_buffer + half * HALF, HALF);
+    sound_samples(microphone_buffer + half * MICROPHONE_HALF, MICROPHONE_HALF);
 }
 
 __attribute__((weak)) void microphone_start(void)
 {
-    console_text("no microphone: write microphone_start for this board, see examples/microphone.c\n");
+    console_text("no microphone: write microphone_start for this board, see microphone.h\n");
+}
+
+__attribute__((weak)) int microphone_ended(void)
+{
+    return 0;
 }
 
 void sound_given(const float *outputs, uint32_t row)
 {
     hearing_row(outputs, row);
+}
+
+/* Until an interrupt, unless there are samples: one that comes in between is held back, and still wakes the core. */
+static void sleep(void)
+{
+#if defined(__arm__)
+    __asm__ volatile("cpsid i" ::: "memory");
+    if (sound_waiting() == 0 && !microphone_ended()) __asm__ volatile("wfi" ::: "memory");
+    __asm__ volatile("cpsie i" ::: "memory");
+#endif
+}
+
+static void say_lost(uint32_t count)
+{
+    console_text("too slow: ");
+    console_unsigned(count);
+    console_text(" samples were lost\n");
 }
 
 int main(void)
@@ -44,12 +61,14 @@ int main(void)
     hearing_open();
     sound_open();
     microphone_start();
-    for (;;) {
+    while (!microphone_ended()) {
         while (sound_step()) {}
-        if (sound_dropped() != lost) {
-            lost = sound_dropped();
-            console_text("too slow: samples were lost\n");
-        }
-        /* wait for an interrupt here */
+        if (sound_dropped() != lost) say_lost(lost = sound_dropped());
+        sleep();
     }
+    while (sound_step()) {}
+    sound_end();
+    if (sound_dropped() != lost) say_lost(sound_dropped());
+    console_text("end\n");
+    return 0;
 }

@@ -30,6 +30,11 @@ void sound_samples(const int16_t *samples, size_t count)
     dropped += (uint32_t)count;
 }
 
+uint32_t sound_waiting(void)
+{
+    return written - taken;
+}
+
 uint32_t sound_dropped(void)
 {
     return dropped;

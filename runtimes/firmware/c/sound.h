@@ -16,6 +16,7 @@ void sound_open(void); /* back to the first sample, and the model to its start s
 void sound_samples(const int16_t *samples, size_t count);
 int sound_step(void); /* takes what is in the ring, up to one step of the model; 0 when there is nothing more to do */
 void sound_end(void);
+uint32_t sound_waiting(void); /* samples in the ring */
 uint32_t sound_dropped(void);
 
 /* Yours: outputs of row `row` (the first output of the model, SOUND_OUTPUTS floats). */

@@ -1,4 +1,5 @@
 /* Vector table and reset of a Cortex-M. A fault stops the core where a debugger finds it. */
+#include "board.h"
 #include "console.h"
 #include "start.h"
 
@@ -7,10 +8,20 @@ void memory_setup(void);
 void reset(void);
 void fault(void);
 
+#ifndef BOARD_INTERRUPTS
+#define BOARD_INTERRUPTS 0
+#endif
+
 typedef void (*handler)(void);
 
-__attribute__((section(".vectors"), used)) static const handler vectors[16] = {
-    (handler)(uintptr_t)stack_end, reset, fault, fault, fault, fault, fault, 0, 0, 0, 0, fault, fault, 0, fault, fault,
+__attribute__((weak, alias("fault"))) void tick(void);
+__attribute__((weak, alias("fault"))) void interrupt(void);
+
+__attribute__((section(".vectors"), used)) static const handler vectors[16 + BOARD_INTERRUPTS] = {
+    (handler)(uintptr_t)stack_end, reset, fault, fault, fault, fault, fault, 0, 0, 0, 0, fault, fault, 0, fault, tick,
+#if BOARD_INTERRUPTS
+    [16 ... 15 + BOARD_INTERRUPTS] = interrupt,
+#endif
 };
 
 #define SCB_VTOR (*(volatile uint32_t *)0xE000ED08u)
