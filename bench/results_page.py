@@ -11,7 +11,7 @@ import importlib.util
 import json
 from pathlib import Path
 
-from bench import boards, compiled, quant_table
+from bench import boards, compiled, gpu, quant_table
 from bench.claims import Claim, Section, markdown
 from bench.timing import RESULTS
 from edgemem.files import atomic_write
@@ -38,6 +38,8 @@ def sections() -> dict[str, Section]:
         found["compiled"] = compiled.section(json.loads((RESULTS / "compiled.json").read_text()))
     if (RESULTS / "boards.json").is_file():
         found["boards"] = boards.section(json.loads((RESULTS / "boards.json").read_text()))
+    if (RESULTS / "gpu.json").is_file():
+        found["gpu"] = gpu.section(json.loads((RESULTS / "gpu.json").read_text()))
     return found
 
 

@@ -305,12 +305,13 @@ def measure(
     tick: Callable[[], None] = lambda: None,
     against: Sequence[str] | Mapping[Path, Sequence[str]] = (),
     originals: Mapping[Path, Path] | None = None,
+    boards: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Time every file in every runtime and peer, all of them in turn in each round; `tick` follows each round.
 
-    `against` names the peers of all files, or of each. A peer that makes its own form of a float32 model takes the one
-    in `originals` for a quantized file. A peer that cannot run a file, or computes something else, is listed under
-    `skipped` with the reason.
+    `boards` names what a runtime compiles for, where there is a choice. `against` names the peers of all files, or of
+    each. A peer that makes its own form of a float32 model takes the one in `originals` for a quantized file. A peer
+    that cannot run a file, or computes something else, is listed under `skipped` with the reason.
 
     Raises:
         ModelFileError, ContractError: a file is not a model.
@@ -324,7 +325,8 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="edgemem-") as folder, ExitStack() as stack:
         probe = Probe(Path(folder), threads)
         stack.callback(probe.close)
-        candidates = [candidate(file, name, threads, seed) for file in files for name in runtimes]
+        candidates = [candidate(file, name, threads, seed, (boards or {}).get(name)) for file in files
+                      for name in runtimes]  # fmt: skip
         skipped = []
         pairs = [(file, name) for file in files for name in beside.get(file, ())]
         for index, (file, name) in enumerate(pairs):
@@ -385,10 +387,10 @@ def stepping(call: Callable[[], object]) -> Callable[[float], list[float]]:
     return times_us
 
 
-def candidate(path: Path, runtime: str, threads: int, seed: int) -> Candidate:
+def candidate(path: Path, runtime: str, threads: int, seed: int, board: str | None = None) -> Candidate:
     """`stream.step` on some random chunks, one after another, and the bare step if there is one."""
     model = open_model(path)
-    program = load(path, runtime=runtime, threads=threads)
+    program = load(path, runtime=runtime, threads=threads, **({} if board is None else {"board": board}))
     row = new_row(runtime, path, threads, model)
     stream = program.stream()
     chunks = list(steps_of(program, seed))

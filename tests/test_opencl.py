@@ -19,7 +19,7 @@ from edgemem.errors import ConfigError, DeviceError, InputError, ModelFileError,
 from edgemem.quant import quantize
 from edgemem.trial import poisoned, random_inputs, trial
 from tests.aot_programs import model_file
-from tests.opencl import has_pocl
+from tests.gpus import needs_pocl
 
 pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
 pytest.importorskip("pyopencl", reason="pyopencl is not installed: pip install 'edgemem[opencl]'")
@@ -28,7 +28,7 @@ FAMILIES = ("rwkv4", "kws-lmuformer", "memformer", "folding")
 SCHEMES = {"f16": "f16", "w8": "w8", "w4g32": "w4", "vq:dim=4,codes=16": "vq"}  # and the kernel of every product
 
 
-pytestmark = pytest.mark.skipif(not has_pocl(), reason="no PoCL on this machine: make boards")
+pytestmark = needs_pocl
 
 
 def compiled(path: Path, folder: Path) -> Path:
@@ -205,3 +205,29 @@ def test_two_compilations_give_the_same_bytes(files: Path, tmp_path: Path) -> No
     again = compiled(files / "rwkv4.onnx", tmp_path / "again")
     for file in ("rwkv4.cl", "rwkv4_weights.bin", "rwkv4.c", "manifest.json"):
         assert (again / file).read_bytes() == (files / "rwkv4" / file).read_bytes(), file
+
+
+def test_profile_shows_every_kernel(files: Path) -> None:
+    """Each launch of a step in one row, with the time of the device's own clock and the bytes of its places."""
+    result = CliRunner().invoke(cli, ["profile", str(files / "rwkv4"), "--steps", "3", "--json"])
+    assert result.exit_code == 0, result.output
+    found, manifest = json.loads(result.output), json.loads((files / "rwkv4" / "manifest.json").read_text())
+    assert sum(row["calls"] for row in found["kernels"]) == len(manifest["calls"])
+    assert {row["kernel"] for row in found["kernels"]} == set(manifest["calls"])
+    assert all(0 < row["us"] <= found["total_us"] for row in found["kernels"])
+    for row in found["kernels"]:
+        launches = [launch for launch in manifest["step"]["launches"] if launch["kernel"] == row["kernel"]]
+        assert row["bytes"] == sum(place["nbytes"] for launch in launches for place in launch["places"])
+    wrong = CliRunner().invoke(cli, ["profile", str(files / "rwkv4"), "--runtime", "aot"])
+    assert isinstance(wrong.exception, UsageError) and "is a program of opencl" in str(wrong.exception)
+
+
+def test_bench_times_an_opencl_board(files: Path) -> None:
+    command = ["bench", str(files / "rwkv4.onnx"), "--board", "pocl", "--rounds", "1", "--json"]
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.output)["rows"]
+    assert [row["runtime"] for row in rows] == ["ort", "opencl"]
+    assert all(row["p50_us"] > 0 and row["bytes_per_step"] == rows[0]["bytes_per_step"] for row in rows)
+    alone = CliRunner().invoke(cli, ["bench", str(files / "rwkv4.onnx"), "--board", "rpi4"])
+    assert isinstance(alone.exception, UsageError) and "give both --board BOARD and --rpc" in str(alone.exception)

@@ -15,19 +15,24 @@ from edgemem.errors import InputError, SnapshotError, StreamError, UsageError
 from edgemem.export import export_model
 from edgemem.program import Program
 from edgemem.streams import Streams
-from tests.opencl import has_pocl
+from tests.gpus import has_pocl
 from tests.zoo import SMALL
 
 BATCH = 3
+FAMILIES = {  # a model that looks ahead ends its streams one by one
+    **{name: (name, SMALL[name]) for name in ("rwkv4", "kws-lmuformer", "memformer")},
+    "folding": ("folding", {**SMALL["folding"], "look_ahead": 0}),
+}
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`NAME.onnx` for one stream and `NAMEs.onnx` for three, of tokens and of features."""
     folder = tmp_path_factory.mktemp("streams")
-    for name in ("rwkv4", "kws-lmuformer", "folding"):
-        export_model(name, folder / f"{name}.onnx", SMALL[name], seed=1)
-        export_model(name, folder / f"{name}s.onnx", SMALL[name], seed=1, batch=BATCH)
+    for name, (model, chosen) in FAMILIES.items():
+        export_model(model, folder / f"{name}.onnx", chosen, seed=1)
+        export_model(model, folder / f"{name}s.onnx", chosen, seed=1, batch=BATCH)
+    export_model("folding", folder / "aheads.onnx", SMALL["folding"], seed=1, batch=BATCH)
     return folder
 
 
@@ -40,10 +45,11 @@ def chunk(program: Program, seed: int) -> Any:
 
 
 @pytest.mark.parametrize("runtime", ["ort", "aot", "tvm", "opencl"])
-@pytest.mark.parametrize("name", ["rwkv4", "kws-lmuformer"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_stream_is_as_if_alone(name: str, runtime: str, files: Path) -> None:
-    """Streams come, pause, are reset and go; each gives what one stream of its own does."""
+    """Streams come, pause, are reset and go; each gives what one stream of its own does, whatever its neighbours do."""
     program = loaded(files / f"{name}s.onnx", runtime)
+    of_nan_spoils_nobody(program)
     alone = edgemem.load(files / f"{name}.onnx")
     streams = Streams(program)
     a, b = streams.open(), streams.open()
@@ -77,18 +83,24 @@ def loaded(path: Path, runtime: str) -> Program:
     return edgemem.load(path, runtime=runtime, **options)
 
 
-def test_a_stream_of_nan_spoils_nobody(files: Path) -> None:
-    """Bit for bit: a neighbour full of NaN changes nothing."""
-    program = edgemem.load(files / "kws-lmuformers.onnx")
+def of_nan_spoils_nobody(program: Program) -> None:
+    """Bit for bit: neighbours full of NaN (of tokens: with a state of NaN), or none at all, change nothing."""
     quiet, loud = Streams(program, nan="allow"), Streams(program, nan="allow")
-    places = [(quiet.open(), loud.open()) for _ in range(BATCH)]
-    for step in range(8):
+    alone = Streams(program, nan="allow")
+    places = [(quiet.open(), loud.open(), alone.open()) for _ in range(BATCH)]
+    tokens = program.contract.inputs[0].range is not None
+    for step in range(4):
         chunks = [chunk(program, 10 * step + row) for row in range(BATCH)]
         good = quiet.step({places[row][0]: chunks[row] for row in range(BATCH)})
-        chunks[1] = np.full_like(chunks[1], np.nan)
+        if tokens and step == 0:
+            loud._state.set_rows([1], {n: np.full_like(a, np.nan) for n, a in loud._state.rows([1]).items()})
+        elif not tokens:
+            chunks[1] = np.full_like(chunks[1], np.nan)
         bad = loud.step({places[row][1]: chunks[row] for row in range(BATCH)})
+        single = alone.step({places[0][2]: chunks[0]})
         for row in (0, 2):
             assert np.array_equal(good[places[row][0]], bad[places[row][1]])
+        assert np.array_equal(good[places[0][0]], single[places[0][2]])
         assert np.isnan(bad[places[1][1]]).any()
 
 
@@ -120,6 +132,19 @@ def test_snapshots_go_between_batches(files: Path) -> None:
     np.testing.assert_allclose(found[third], alone.step(chunk(program, 9)[None])[0], atol=1e-5)
 
 
+def test_a_snapshot_goes_through_all_runtimes(files: Path) -> None:
+    """ort -> opencl -> tvm -> aot -> ort, a step in each, as if nothing had happened."""
+    path = files / "rwkv4.onnx"
+    whole, saved = edgemem.load(path).stream(), edgemem.load(path).stream().snapshot()
+    for seed, runtime in enumerate(("ort", "opencl", "tvm", "aot", "ort")):
+        stream = loaded(path, runtime).stream()
+        stream.restore(saved)
+        token = chunk(stream.program, seed)[None]
+        np.testing.assert_allclose(stream.step(token), whole.step(token), rtol=1e-4, atol=1e-5)
+        saved = stream.snapshot()
+    assert stream.position == 5
+
+
 def test_what_cannot_be_is_refused(files: Path) -> None:
     program = edgemem.load(files / "rwkv4s.onnx")
     streams = Streams(program)
@@ -137,4 +162,4 @@ def test_what_cannot_be_is_refused(files: Path) -> None:
     with pytest.raises(SnapshotError, match="truncated or altered"):
         streams.open(b"nothing")
     with pytest.raises(UsageError, match="looks 2 frames ahead"):
-        Streams(edgemem.load(files / "foldings.onnx"))
+        Streams(edgemem.load(files / "aheads.onnx"))

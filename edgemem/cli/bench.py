@@ -11,6 +11,8 @@ import click
 from edgemem.cli.options import json_option, print_json, progress_bar, stderr, stdout, table
 from edgemem.errors import UsageError
 
+HOST = "host"
+
 
 @click.command("bench")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -28,7 +30,9 @@ from edgemem.errors import UsageError
     "--install-peers", is_flag=True, help="First install those that are missing, each in its own environment."
 )
 @click.option("--rpc", metavar="HOST:PORT", help="Measure on a board where TVM's RPC server runs; with --board.")
-@click.option("--board", "board_name", metavar="BOARD", help="What runs at --rpc, or an emulated microcontroller.")
+@click.option(
+    "--board", "board_name", metavar="BOARD", help="What runs at --rpc, an emulated microcontroller, or a GPU's board."
+)
 @click.option("--rounds", type=click.IntRange(1), default=20, show_default=True, help="Turns that each one takes.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the inputs.")
 @json_option
@@ -53,18 +57,21 @@ def command(
     edgemem bench r.onnx --runtime aot --against onnxruntime,openvino,litert
     edgemem bench r8.onnx --runtime aot --against onnxruntime-int8,openvino-int8 --original r.onnx
     edgemem bench r.onnx --board rpi4 --rpc rpi4.local:9090
+    edgemem bench r.onnx --runtime aot --runtime opencl --board pocl
     edgemem bench k8.onnx --board mps2_an386 --json     instructions of an emulated microcontroller, kernel by kernel
 
     p50 and p99 are what half and 99 of 100 steps stay below; spread is half the distance between the quartiles of the
     turns, beside their median. From C: the step called without Python. GB/s: the bytes of a step over p50. × roofline:
-    p50 over the least time in which the machine could read those bytes and do the multiplications.
+    p50 over the least time in which this machine's processor could read those bytes and do the multiplications.
     """
     if board_name and not rpc and is_bare(board_name):
         on_emulator(files, board_name, as_json)
         return
-    if rpc or board_name:
+    boards = {} if rpc or board_name is None else boards_of_runtimes(board_name, runtimes)
+    if rpc or (board_name and not boards):
         on_board(files, board_name, rpc, rounds, as_json)
         return
+    runtimes = tuple(dict.fromkeys((*runtimes, *(name for name in boards if name != "tvm" or board_name != HOST))))
     from edgemem import peers
     from edgemem.measure import measure
 
@@ -76,8 +83,19 @@ def command(
     originals = {} if original is None else dict.fromkeys(files, original)
     with progress_bar() as progress:
         task = progress.add_task("timing", total=rounds)
-        found = measure(files, runtimes, threads, rounds, seed, lambda: progress.advance(task), others, originals)
+        found = measure(files, runtimes, threads, rounds, seed, lambda: progress.advance(task), others, originals,
+                        boards)  # fmt: skip
     print_json(found) if as_json else show(found)
+
+
+def boards_of_runtimes(board_name: str, runtimes: tuple[str, ...]) -> dict[str, str]:
+    """The board of each runtime that takes one here: a GPU's, or this machine's processor for `tvm`."""
+    from edgemem.boards import board
+
+    described = board(board_name)
+    if described.gpu is not None:
+        return {described.runtime: board_name}
+    return {"tvm": board_name} if board_name == HOST and "tvm" in runtimes else {}
 
 
 def is_bare(board_name: str) -> bool:
@@ -109,7 +127,10 @@ def on_emulator(files: tuple[Path, ...], board_name: str, as_json: bool) -> None
 def on_board(files: tuple[Path, ...], board_name: str | None, rpc: str | None, rounds: int, as_json: bool) -> None:
     """The same of a board, over the network."""
     if not rpc or not board_name:
-        raise UsageError("a board is measured where its RPC server runs: give both --board BOARD and --rpc HOST:PORT")
+        raise UsageError(
+            "a board is measured where its RPC server runs: give both --board BOARD and --rpc HOST:PORT; without "
+            "--rpc, --board names an emulated microcontroller, the board of a GPU, or host with --runtime tvm"
+        )
     from edgemem.boards import board
     from edgemem.runtimes.aot.rpc import measure_on_board
 

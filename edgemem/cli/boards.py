@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from typing import TYPE_CHECKING
 
 import click
 
 from edgemem.cli.doctor import TOOLS
 from edgemem.cli.options import json_option, print_json, stdout, table
+
+if TYPE_CHECKING:
+    from edgemem.boards import Board
 
 
 @click.command("boards")
@@ -26,16 +30,31 @@ def command(as_json: bool) -> None:
     if as_json:
         print_json([{**b.model_dump(mode="json"), "compiler_found": shutil.which(b.compiler)} for b in boards])
         return
-    install_with = {tool: command for _, tool, command in TOOLS}
     rows = [
         (
             b.name,
             b.title,
             b.core,
+            b.runtime,
             human_bytes(b.ram_bytes) if b.ram_bytes else "–",
             f"{b.clock_hz / 1e9:.1f} GHz" if b.clock_hz else "–",
-            "found" if shutil.which(b.compiler) else install_with.get(b.compiler, f"needs {b.compiler}"),
+            ready(b),
         )
         for b in boards
     ]
-    stdout().print(table(("name", "board", "core", "memory", "clock", "compiler"), rows, wrap="board"))
+    stdout().print(table(("name", "board", "core", "runtime", "memory", "clock", "compiler"), rows, wrap="board"))
+
+
+def ready(board: Board) -> str:
+    """`found`, or the command that installs what compiling for a board lacks here."""
+    if not shutil.which(board.compiler):
+        return {tool: command for _, tool, command in TOOLS}.get(board.compiler, f"needs {board.compiler}")
+    if board.gpu is not None and board.gpu.api == "cuda":
+        from edgemem.errors import MissingDependency
+        from edgemem.runtimes.vm.nvrtc import INSTALL, package
+
+        try:
+            package("cuda_nvrtc", "lib"), package("cuda_runtime", "include")
+        except MissingDependency:
+            return INSTALL
+    return "found"

@@ -113,8 +113,9 @@ def size_line(manifest: Mapping[str, Any]) -> str:
             f", arena {human_bytes(sizes['arena'])} "
             f"(no plan can do with less than {human_bytes(sizes['arena_lower_bound'])})"
         )
+    graph = ", one CUDA graph" if manifest.get("graphs") else ""
     return (
-        f"{len(manifest['calls'])} kernel calls a step; weights {human_bytes(sizes['weights'])}, "
+        f"{len(manifest['calls'])} kernel calls a step{graph}; weights {human_bytes(sizes['weights'])}, "
         f"state {human_bytes(sizes['state'])}{arena}"
     )
 

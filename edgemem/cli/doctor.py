@@ -29,6 +29,7 @@ PACKAGES = (
     ("OpenCL", "pyopencl", "pip install 'edgemem[opencl]'"),
     ("CUDA", "nvidia-cuda-nvrtc-cu12", "pip install 'edgemem[cuda]'"),
     ("CUDA", "nvidia-cuda-runtime-cu12", "pip install 'edgemem[cuda]'"),
+    ("CUDA", "nvidia-cuda-runtime", "pip install 'edgemem[cuda]'"),
     ("audio", "soundfile", "pip install 'edgemem[audio]'"),
     ("audio", "soxr", "pip install 'edgemem[audio]'"),
     ("microphone", "sounddevice", "pip install 'edgemem[mic]'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,10 +56,14 @@ def command(
     step in integers, those of its reference), and the instructions of a step that the emulator counts.
     """
     from edgemem.boards import board
-    from edgemem.errors import CheckFailed
+    from edgemem.errors import CheckFailed, UsageError
     from edgemem.program import load
     from edgemem.verify import verify
 
+    if file.is_dir():
+        raise UsageError(
+            f"{file} is a folder: verify the model file that its program was made of, with --board {board_of(file)}"
+        )
     programs = {name: load(file, runtime=board(name).runtime, board=name) for name in boards}
     on_boards = {program.runtime for program in programs.values()}
     runtimes = tuple(name for name in runtimes if name not in on_boards)  # a runtime whose board is named runs there
@@ -85,6 +90,14 @@ def command(
         raise CheckFailed(
             f"{file}: stage {broken.name} differs from {broken.reference}: {broken}; first at {broken.first}"
         )
+
+
+def board_of(folder: Path) -> str:
+    """The board that a compiled folder is for, as its manifest says; BOARD if it says none."""
+    try:
+        return str(json.loads((folder / "manifest.json").read_text())["board"]["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "BOARD"
 
 
 def firmware_proofs(

@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tvm import ir, relax
 
-from edgemem.runtimes.aot.folding import dtype_of, shape_of
+from edgemem import modelfile
+from edgemem.muted import muted
+from edgemem.runtimes.aot.folding import dtype_of, folded, shape_of
+from edgemem.runtimes.aot.graph import Graph, graph_of
+from edgemem.runtimes.aot.importer import REMARKS, imported
 from edgemem.runtimes.aot.legalize import default, legal_quantize, legal_take
-from edgemem.runtimes.gpu.products import float_product
+from edgemem.runtimes.aot.machine import Machine
+from edgemem.runtimes.gpu.products import converted, float_product
 
 Expr = Any
 Rule = Callable[[Any, Expr], Expr]
@@ -41,6 +48,32 @@ def legal_matmul(builder: Any, call: Expr) -> Expr:
     if math.prod(weights.shape[:-2]) != 1:
         return default("matmul", builder, call)
     return float_product(builder, left, weights.reshape(weights.shape[-2:]), shape_of(call))
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A model as a straight line of kernel calls that have no schedules yet."""
+
+    model: modelfile.ModelFile
+    graph: Graph
+    products: list[Any]  # which kernel computes each product of the model
+
+
+def fused(path: Path, machine: Machine, progress: Callable[[str], None]) -> Fused:
+    """Import a model file and fuse its operators.
+
+    Raises:
+        ModelFileError, ContractError: the file is not a model, or has an operator without a kernel.
+    """
+    model = modelfile.open_model(path)
+    ranges = {port.name: port.range for port in model.contract.inputs if port.range is not None}
+    progress("importing")
+    found = imported(model, machine, converted)
+    progress("fusing")
+    with muted(*REMARKS):
+        module = legalized(folded(found.module, ranges), machine.target, ranges)
+        graph = graph_of(module, found.inputs, found.outputs)
+    return Fused(model, graph, list(found.products))
 
 
 def legalized(module: Any, target: Any, ranges: Mapping[str, tuple[int, int]]) -> Any:

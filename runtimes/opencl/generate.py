@@ -10,10 +10,8 @@ from typing import Any
 from edgemem import modelfile
 from edgemem.boards import Board
 from edgemem.errors import ConfigError
-from edgemem.muted import muted
-from edgemem.runtimes.aot.folding import folded
-from edgemem.runtimes.aot.graph import Graph, Tensor, graph_of
-from edgemem.runtimes.aot.importer import REMARKS, imported, require_tvm
+from edgemem.runtimes.aot.graph import Graph, Tensor
+from edgemem.runtimes.aot.importer import require_tvm
 from edgemem.runtimes.aot.machine import Machine
 from edgemem.runtimes.aot.plan import Plan, StateSlot, planned
 from edgemem.runtimes.opencl.step import Launch, Place, Step
@@ -44,18 +42,11 @@ def generated(path: Path, board: Board, progress: Callable[[str], None] = lambda
         MissingDependency: TVM is not installed.
     """
     require_tvm()
-    from edgemem.runtimes.gpu.legalize import legalized
-    from edgemem.runtimes.gpu.products import converted
+    from edgemem.runtimes.gpu.legalize import fused
 
-    model = modelfile.open_model(path)
     target = target_of(board)
-    machine = Machine(target, lanes=1, registers=1, alignment=ALIGNMENT)
-    ranges = {port.name: port.range for port in model.contract.inputs if port.range is not None}
-    progress("importing")
-    found = imported(model, machine, converted)
-    progress("fusing")
-    with muted(*REMARKS):
-        graph = graph_of(legalized(folded(found.module, ranges), target, ranges), found.inputs, found.outputs)
+    found = fused(path, Machine(target, lanes=1, registers=1, alignment=ALIGNMENT), progress)
+    model, graph = found.model, found.graph
     progress("scheduling")
     kernels = Kernels(graph, target)
     plan = planned(graph, model.contract, lambda *_: False, lambda kernel, _: kernels.of(kernel).work_bytes, ALIGNMENT)
@@ -63,7 +54,7 @@ def generated(path: Path, board: Board, progress: Callable[[str], None] = lambda
     for number, slot in plan.weights.items():
         blob[slot.offset : slot.offset + slot.nbytes] = graph.constants[number].tobytes()
     step = Steps(model, graph, plan, kernels).step(len(blob))
-    return Generated(model, kernels.text(), bytes(blob), step, kernels.facts, list(found.products), plan)
+    return Generated(model, kernels.text(), bytes(blob), step, kernels.facts, found.products, plan)
 
 
 def target_of(board: Board) -> Any:

@@ -20,7 +20,7 @@ def host_files(name: str, contract: Contract, step: Step, starts: Mapping[str, i
     files = {file: (folder / file).read_text() for file in ENGINE}
     files[f"{name}.h"] = header(name, contract)
     files[f"{name}.c"] = tables(name, contract, step, starts, file_bytes)
-    files["main.c"] = program(name, contract)
+    files["main.c"] = (folder / "main.c").read_text().replace("NAME", name)
     return files
 
 
@@ -101,76 +101,3 @@ def port_text(name: str, place: Place, checked: InputFacts | None = None, start:
         kind = np.dtype(checked.dtype)
         width = -kind.itemsize if kind.kind in "bu" else kind.itemsize
     return f'{{"{name}", {place_text(place)}, {width}, INT64_C({least}), INT64_C({most}), {start}}}'
-
-
-def program(name: str, contract: Contract) -> str:
-    """`main.c`: chunks from standard input through the model to standard output, until the input ends."""
-    return f"""\
-/* Streams raw chunks: every input after the other from standard input, every output to standard output.
-
-   cc -O2 main.c {name}.c edgemem_opencl.c -lOpenCL -o {name} && ./{name} FOLDER [DEVICE] < chunks > rows */
-#include "{name}.h"
-
-#include <stdio.h>
-#include <stdlib.h>
-
-enum {{ INPUTS = {len(contract.inputs)}, OUTPUTS = {len(contract.outputs)} }};
-
-static int filled(void **buffers, const edgemem_port *ports, int count)
-{{
-    int i;
-
-    for (i = 0; i < count; i++) {{
-        if (fread(buffers[i], 1, ports[i].place.nbytes, stdin) != ports[i].place.nbytes) {{
-            return 0;
-        }}
-    }}
-    return 1;
-}}
-
-int main(int count, char **arguments)
-{{
-    void *inputs[INPUTS], *outputs[OUTPUTS];
-    edgemem_stream *stream;
-    int i, code;
-
-    if (count < 2) {{
-        fprintf(stderr, "usage: %s FOLDER [DEVICE] < chunks > rows\\n", arguments[0]);
-        return 2;
-    }}
-    code = edgemem_open(&{name}, arguments[1], count > 2 ? arguments[2] : NULL, &stream);
-    if (code != EDGEMEM_OK) {{
-        fprintf(stderr, "{name}: no stream of %s (code %d of edgemem_opencl.h)\\n", arguments[1], code);
-        return 2;
-    }}
-    for (i = 0; i < INPUTS; i++) {{
-        inputs[i] = malloc({name}.inputs[i].place.nbytes);
-    }}
-    for (i = 0; i < OUTPUTS; i++) {{
-        outputs[i] = malloc({name}.outputs[i].place.nbytes);
-    }}
-    for (i = 0; i < INPUTS + OUTPUTS; i++) {{
-        if ((i < INPUTS ? inputs[i] : outputs[i - INPUTS]) == NULL) {{
-            code = EDGEMEM_MEMORY;
-        }}
-    }}
-    while (code == EDGEMEM_OK && filled(inputs, {name}.inputs, INPUTS)) {{
-        code = edgemem_step(stream, (const void *const *)inputs, outputs);
-        for (i = 0; i < OUTPUTS && code == EDGEMEM_OK; i++) {{
-            fwrite(outputs[i], 1, {name}.outputs[i].place.nbytes, stdout);
-        }}
-    }}
-    edgemem_close(stream);
-    for (i = 0; i < INPUTS; i++) {{
-        free(inputs[i]);
-    }}
-    for (i = 0; i < OUTPUTS; i++) {{
-        free(outputs[i]);
-    }}
-    if (code != EDGEMEM_OK) {{
-        fprintf(stderr, "%s: a step failed (code %d of edgemem_opencl.h)\\n", arguments[0], code);
-        return 1;
-    }}
-    return 0;
-}}
-"""

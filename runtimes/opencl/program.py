@@ -35,6 +35,7 @@ class OpenclState(StateBlock):
         self.regions: dict[tuple[str, int, int], Any] = {}
         self.outputs = {port.name: np.zeros(port.shape, port.dtype) for port in self._contract.outputs}
         self.turn = 0
+        self.events: list[Any] = []  # of the launches of the last step
         self.calls = tuple(
             [self._bound(launch, turn) for launch in step.launches] for turn in ((0, 1) if step.turns else (0,))
         )
@@ -60,8 +61,9 @@ class OpenclState(StateBlock):
         for name, place in step.inputs.items():
             array = np.ascontiguousarray(inputs[name])
             cl.enqueue_copy(queue, self.buffers["arena"], array, dst_offset=place.offsets[0], is_blocking=True)
-        for kernel, threads, block in self.calls[turn]:
-            cl.enqueue_nd_range_kernel(queue, kernel, threads, block)
+        self.events = [
+            cl.enqueue_nd_range_kernel(queue, kernel, threads, block) for kernel, threads, block in self.calls[turn]
+        ]
         for name, array in self.outputs.items():
             place = step.outputs[name]
             source = self.buffers[place.space]

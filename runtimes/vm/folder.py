@@ -8,25 +8,24 @@ manifest.json   contract, digests, architecture, the PrimFunc behind each kernel
 
 from __future__ import annotations
 
-import hashlib
-import json
-import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgemem import __version__
-from edgemem import contract as contracts
 from edgemem.boards import Board
 from edgemem.errors import ModelFileError
-from edgemem.runtimes.aot.load import FORMAT, read_manifest
-from edgemem.runtimes.opencl.folder import checked, packed_starts, starts
+from edgemem.runtimes.gpu.folder import (
+    checked,
+    packed_starts,
+    read_program_folder,
+    unpacked_starts,
+    write_program_folder,
+)
 from edgemem.runtimes.vm.nvrtc import compiled_before
 from edgemem.runtimes.vm.program import VmProgram, device_of
 
 RUNTIME = "tvm"
+SIZES = ("weights", "state", "workspace")
 
 
 def write_folder(
@@ -46,10 +45,11 @@ def write_folder(
     """
     from tvm.support import cc
 
-    from edgemem.runtimes.aot.compiler import check_output, existing_parent, install, write_manifest
+    from edgemem.runtimes.aot.compiler import check_output
     from edgemem.runtimes.aot.emit_calls import identifier
     from edgemem.runtimes.aot.toolchain import toolchain
     from edgemem.runtimes.vm.generate import generated
+    from edgemem.runtimes.vm.in_place import turns
 
     check_output(output)
     toolchain(board)  # says what to install where the linker is missing
@@ -57,35 +57,25 @@ def write_folder(
     contract = found.model.contract
     name = identifier(name or contract.model.name).lower()
     data, offsets = packed_starts(found.model, 0)
-    gpu = board.gpu and {**board.gpu.model_dump(mode="json"), "arch": found.arch}
-    with tempfile.TemporaryDirectory(prefix=".edgemem-", dir=existing_parent(output)) as work:
-        folder = Path(work)
-        link = cc.cross_compiler(board.compiler)
-        found.executable.export_library(str(folder / f"{name}.so"), fcompile=link)
+
+    def fill(folder: Path) -> None:
+        found.executable.export_library(str(folder / f"{name}.so"), fcompile=cc.cross_compiler(board.compiler))
         (folder / f"{name}_start.bin").write_bytes(data)
         if found.source:
             (folder / f"{name}.cu").write_text(found.source)
             (folder / f"{name}.cubin").write_bytes(found.code)
-        files = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.iterdir())}
-        manifest = {
-            "format": FORMAT,
-            "runtime": RUNTIME,
-            "name": name,
-            "board": {**board.model_dump(mode="json"), "gpu": gpu},
-            "contract": json.loads(contracts.encode(contract)),
-            "bytes": {"weights": found.model.onnx.weight_bytes, "state": contract.state_bytes},
-            "starts": offsets,
-            "inputs": found.inputs,
-            "outputs": found.outputs,
-            "kernels": found.kernels,
-            "calls": [kernel["kernel"] for kernel in found.kernels],
-            "products": [asdict(product) for product in found.products],
-            "files": files,
-            "versions": {"edgemem": __version__, "apache-tvm": metadata.version("apache-tvm")},
-        }
-        write_manifest(folder, manifest)
-        install(folder, output)
-    return manifest
+
+    gpu = board.gpu and {**board.gpu.model_dump(mode="json"), "arch": found.arch}
+    weights = found.model.onnx.weight_bytes
+    facts = {
+        "board": {**board.model_dump(mode="json"), "gpu": gpu},
+        "bytes": {"weights": weights, "state": contract.state_bytes, "workspace": found.workspace},
+        "starts": offsets,
+        "kernels": found.kernels,
+        "calls": found.calls,
+        "graphs": len(turns(contract)) if gpu else 0,
+    }
+    return write_program_folder(output, RUNTIME, name, contract, found.products, facts, fill)
 
 
 def load_folder(folder: Path) -> VmProgram:
@@ -96,21 +86,17 @@ def load_folder(folder: Path) -> VmProgram:
         ContractError: the contract in the manifest is damaged.
         MissingDependency, DeviceError: TVM is not installed, or there is no such GPU here.
     """
-    manifest = read_manifest(folder)
-    if manifest.get("runtime") != RUNTIME:
-        raise ModelFileError(f"{folder} holds no program of TVM's; `edgemem compile --runtime tvm` writes one")
-    contract = contracts.decode(json.dumps(manifest["contract"]))
+    manifest, contract = read_program_folder(folder, RUNTIME)
+    sizes = manifest.get("bytes")
+    if not isinstance(sizes, dict) or not all(type(sizes.get(what)) is int for what in SIZES):
+        raise ModelFileError(f"{folder}: the manifest does not say how large the program is; compile the model again")
     device = device_of(manifest["board"].get("gpu"))
     name = manifest["name"]
     library = folder / f"{name}.so"
     checked(library, manifest)
-    start = starts(contract, manifest.get("starts"), checked(folder / f"{name}_start.bin", manifest))
-    names = {port.name for port in contract.inputs} | {state.input for state in contract.states}
-    results = {port.name for port in contract.outputs} | {state.output for state in contract.states}
-    if sorted(manifest.get("inputs", [])) != sorted(names) or sorted(manifest.get("outputs", [])) != sorted(results):
-        raise ModelFileError(f"{folder}: the program's ports are not those of its contract; compile the model again")
+    start = unpacked_starts(contract, manifest.get("starts"), checked(folder / f"{name}_start.bin", manifest))
     kernels = ("", b"")
     if manifest["board"].get("gpu") is not None:
         kernels = checked(folder / f"{name}.cu", manifest).decode(), checked(folder / f"{name}.cubin", manifest)
     with compiled_before(*kernels):
-        return VmProgram(contract, library, manifest["inputs"], manifest["outputs"], start, device, manifest["bytes"])
+        return VmProgram(contract, library, start, device, sizes)

@@ -10,14 +10,13 @@ from typing import Any
 from edgemem import modelfile
 from edgemem.boards import Board
 from edgemem.errors import ConfigError
-from edgemem.muted import muted
 from edgemem.runtimes.aot import dots
-from edgemem.runtimes.aot.folding import folded
-from edgemem.runtimes.aot.importer import REMARKS, imported, require_tvm
+from edgemem.runtimes.aot.importer import require_tvm
 from edgemem.runtimes.aot.machine import Machine, machine
 from edgemem.runtimes.vm.nvrtc import cubin
 from edgemem.runtimes.vm.program import NATIVE, arch_here
 
+STORAGE = "relax.memory.alloc_storage"
 ALIGNMENT = 256  # of what CUDA allocates; every architecture that TVM's CUDA serves has __dp4a
 
 
@@ -33,9 +32,9 @@ class Generated:
     source: str
     code: bytes
     kernels: list[dict[str, str]]
+    calls: list[str]  # kernels of a step, in order
     products: list[Any]
-    inputs: list[str]  # of `main`, in order
-    outputs: list[str]
+    workspace: int  # bytes of what lies between kernels
     arch: str | None  # of the GPU
 
 
@@ -48,26 +47,23 @@ def generated(path: Path, board: Board, progress: Callable[[str], None] = lambda
         MissingDependency: TVM or CUDA's compiler is not installed.
     """
     require_tvm()
-    from edgemem.runtimes.gpu.legalize import legalized
-    from edgemem.runtimes.gpu.products import converted
+    from edgemem.runtimes.gpu.legalize import fused
+    from edgemem.runtimes.vm.in_place import COPY, in_place
 
-    model = modelfile.open_model(path)
     core = machine_of(board)
-    ranges = {port.name: port.range for port in model.contract.inputs if port.range is not None}
-    progress("importing")
-    found = imported(model, core, converted)
-    progress("fusing")
-    with muted(*REMARKS):
-        module = legalized(folded(found.module, ranges), core.target, ranges)
+    found = fused(path, core, progress)
+    module = in_place(found.graph, found.model.contract)
     progress("scheduling")
     kernels = schedule(module, core.target)
     progress("generating code")
-    executable = built(module, core.target)
+    executable, workspace = built(module, core.target)
     source = cuda_source(executable.mod)
     arch = core.target.attrs.get("arch")
     code = cubin(source, str(arch)) if source else b""
-    products = list(found.products)
-    return Generated(model, executable, source, code, kernels, products, found.inputs, found.outputs, arch)
+    names = {kernel["primfunc"]: kernel["kernel"] for kernel in kernels}
+    calls = [names[call.kernel] for call in found.graph.calls]
+    calls += [kernel["kernel"] for kernel in kernels if kernel["primfunc"].startswith(COPY)]
+    return Generated(found.model, executable, source, code, kernels, calls, found.products, workspace, arch)
 
 
 def machine_of(board: Board) -> Machine:
@@ -115,25 +111,35 @@ def schedule(module: Any, target: Any) -> list[dict[str, str]]:
     return kernels
 
 
-def built(module: Any, target: Any) -> Any:
-    """The executable: memory planned once, launches captured as CUDA graphs where their addresses stay."""
+def captures(target: Any) -> bool:
+    """Whether a step becomes a CUDA graph."""
+    return str(target.kind.name) == "cuda"
+
+
+def built(module: Any, target: Any) -> tuple[Any, int]:
+    """The executable, and the bytes of its work space, planned once; on CUDA a step is one graph.
+
+    Every shape is known, so no function looks at its arguments' shapes.
+    """
     from tvm import relax, transform
 
+    from edgemem.runtimes.vm.in_place import EVEN
+
     rewrite = relax.transform
-    cuda = target.kind.name == "cuda"
-    passes = [
-        rewrite.CallTIRRewrite(),
-        rewrite.StaticPlanBlockMemory(),
-        *([rewrite.RewriteCUDAGraph()] if cuda else []),
-        rewrite.LowerAllocTensor(),
-        rewrite.KillAfterLastUse(),
-        rewrite.LowerRuntimeBuiltin(),
-        rewrite.ComputePrimValue(),
-        rewrite.VMShapeLower(),
-        rewrite.AttachGlobalSymbol(),
-    ]
-    with target, transform.PassContext(config={"relax.backend.use_cuda_graph": cuda}):
-        return relax.build(transform.Sequential(passes)(module), target, relax_pipeline=None)
+    graphs = [rewrite.RewriteCUDAGraph()] if captures(target) else []
+    lower = [rewrite.LowerAllocTensor(), rewrite.KillAfterLastUse(), rewrite.LowerRuntimeBuiltin(),
+             rewrite.AttachGlobalSymbol()]  # fmt: skip
+    with target, transform.PassContext(config={"relax.backend.use_cuda_graph": captures(target)}):
+        planned = rewrite.StaticPlanBlockMemory()(module)
+        executable = relax.build(transform.Sequential([*graphs, *lower])(planned), target, relax_pipeline=None)
+    return executable, workspace_bytes(planned[EVEN])
+
+
+def workspace_bytes(function: Any) -> int:
+    """What the storages of a function take together; both functions of a step use the same."""
+    calls = [binding.value for block in function.body.blocks for binding in block.bindings]
+    found = [call for call in calls if str(getattr(getattr(call, "op", None), "name", "")) == STORAGE]
+    return sum(int(call.args[0].values[0]) for call in found)
 
 
 def cuda_source(module: Any) -> str:

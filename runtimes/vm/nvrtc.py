@@ -50,7 +50,12 @@ def package(name: str, part: str) -> Path:
 
 
 def cubin(source: str, arch: str) -> bytes:
-    """The machine code of CUDA C++ `source` for one architecture, such as sm_87.
+    """The machine code of CUDA C++ `source` for one architecture, such as sm_87."""
+    return compiled(source, arch, "CUBIN")
+
+
+def compiled(source: str, arch: str, what: str) -> bytes:
+    """What the compiler makes of CUDA C++: a "CUBIN" for sm_87, or "PTX" for compute_87.
 
     Raises:
         MissingDependency: the compiler or its headers are not installed.
@@ -76,7 +81,7 @@ def cubin(source: str, arch: str) -> bytes:
             raise CompileError(
                 f"NVRTC refuses the kernels for {arch}: {log.splitlines()[0] if log else 'no reason given'}"
             )
-        return fetched(library, handle, "CUBIN")
+        return fetched(library, handle, what)
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(handle))
 
@@ -108,14 +113,14 @@ def compiled_before(source: str, code: bytes) -> Iterator[None]:
     name = "tvm_callback_cuda_compile"
     before: Callable[..., Any] | None = tvm_ffi.get_global_func(name, allow_missing=True)
 
-    def compiled(wanted: str, *rest: Any) -> Any:
+    def given(wanted: str, *rest: Any) -> Any:
         if str(wanted) == source:
             return bytearray(code)
         if before is None:
             raise CompileError("the program holds other kernels than its folder; compile the model again")
         return before(wanted, *rest)
 
-    tvm_ffi.register_global_func(name, compiled, override=True)
+    tvm_ffi.register_global_func(name, given, override=True)
     try:
         yield
     finally:

@@ -1,8 +1,15 @@
-"""A program of TVM's virtual machine: weights and states stay on its device, only inputs and outputs cross over."""
+"""A program of TVM's virtual machine: weights and states stay on its device, only inputs and outputs cross over.
+
+Inputs, outputs and two places for the states have one address each for as long as the program lives, for a CUDA graph
+replays a step with the addresses of the first time. The state of the stream that stepped last lies in those places;
+that of any other stream waits beside them, and changes places with it on the device.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +17,7 @@ import numpy as np
 
 from edgemem.errors import DeviceError, MissingDependency, ModelFileError
 from edgemem.program import Array, Program, StateBlock
+from edgemem.runtimes.vm.driver import INSTEAD, check_driver, load_runtime
 from edgemem.text import first_line, human_bytes
 
 if TYPE_CHECKING:
@@ -18,6 +26,8 @@ if TYPE_CHECKING:
 
 TOOL = "pip install 'edgemem[tvm]'"
 NATIVE = "native"  # the architecture of the GPU that is here
+# One thread at a time uses the device, whatever the program: while CUDA captures a graph, nobody else may allocate.
+DEVICE = threading.RLock()
 
 
 def require_device(board: Board) -> None:
@@ -29,7 +39,7 @@ def device_of(gpu: Mapping[str, Any] | None) -> Any:
     """TVM's device for a board's GPU (None: the processor).
 
     Raises:
-        MissingDependency: TVM is not installed.
+        MissingDependency: TVM, or the CUDA runtime, is not installed.
         DeviceError: no such GPU, no driver, or one of another architecture.
     """
     try:
@@ -41,7 +51,7 @@ def device_of(gpu: Mapping[str, Any] | None) -> Any:
     wanted, there = str(gpu.get("arch")), arch_here()
     if wanted not in (there, NATIVE):
         raise DeviceError(
-            f"the program is for {wanted}, this machine's GPU is {there}; compile it for a board with that"
+            f"the program is for {wanted}, this machine's GPU is {there}: compile the model for it, --board cuda_host"
         )
     return tvm.cuda(0)
 
@@ -50,16 +60,16 @@ def arch_here() -> str:
     """The architecture of this machine's GPU.
 
     Raises:
-        DeviceError: TVM finds none.
+        MissingDependency: the CUDA runtime is not installed.
+        DeviceError: there is no GPU that TVM can use; says why.
     """
+    check_driver()
     import tvm
 
+    load_runtime()
     device = tvm.cuda(0)
     if not present(device):
-        raise DeviceError(
-            "a CUDA GPU was wanted, and TVM finds none: no driver, or one that is older than CUDA 13; install NVIDIA's "
-            "driver (580 or newer), or run with --runtime aot"
-        )
+        raise DeviceError(f"NVIDIA's driver has a GPU, and TVM cannot use it: see nvidia-smi; {INSTEAD}")
     return "sm_" + str(device.compute_version).replace(".", "")
 
 
@@ -72,40 +82,22 @@ def present(device: Any) -> bool:
 
 
 class VmState(StateBlock):
-    """A virtual machine of one stream, and its states on the device: what a step makes, the next step reads."""
+    """The state of one stream: in the program's places, or in `held`."""
 
     def __init__(self, program: VmProgram) -> None:
-        from tvm import relax
-
         self._program = program
-        try:
-            self.step = relax.VirtualMachine(program.module, program.device)["main"]
-        except Exception as error:  # TVM raises plain errors of its own kind
-            raise failure(program, error) from error
-        self.held: dict[str, Any] = {}
-        self.outputs: dict[str, Array] = {}
-        self.reset()
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        program = self._program
-        given = {name: program.moved(np.ascontiguousarray(array)) for name, array in inputs.items()}
-        arguments = [given[name] if name in given else self.held[name] for name in program.inputs]
-        try:
-            results = self.step(*arguments)
-        except Exception as error:  # TVM raises plain errors of its own kind
-            raise failure(program, error) from error
-        named = dict(zip(program.outputs, results if len(program.outputs) > 1 else [results], strict=True))
-        self.held = {state.input: named[state.output] for state in program.contract.states}
-        self.outputs = {port.name: named[port.name].numpy() for port in program.contract.outputs}
-        return self.outputs
+        with DEVICE:
+            self.held = program.room()
+            self.reset()
 
     def get(self) -> dict[str, Array]:
-        return {state.name: self.held[state.input].numpy() for state in self._program.contract.states}
+        with DEVICE:
+            return {name: tensor.numpy() for name, tensor in self._program.where(self).items()}
 
     def set(self, values: Mapping[str, Array]) -> None:
-        move = self._program.moved
-        for state in self._program.contract.states:
-            self.held[state.input] = move(np.array(values[state.name], state.dtype, order="C"))
+        with DEVICE:
+            for name, tensor in self._program.where(self).items():
+                tensor.copyfrom(np.ascontiguousarray(values[name]))
 
     def reset(self) -> None:
         self.set(self._program.start)
@@ -117,46 +109,140 @@ class VmProgram(Program):
     runtime = "tvm"
 
     def __init__(
-        self,
-        contract: Contract,
-        library: Path,
-        inputs: Sequence[str],
-        outputs: Sequence[str],
-        start: Mapping[str, Array],
-        device: Any,
-        sizes: Mapping[str, int],
+        self, contract: Contract, library: Path, start: Mapping[str, Array], device: Any, sizes: Mapping[str, int]
     ) -> None:
+        from tvm import relax, runtime
+
+        self.contract, self.start, self.device, self.sizes = contract, dict(start), device, sizes
+        self.weight_bytes = int(sizes["weights"])
+        check_room(device, contract.model.name, sizes)
+        with DEVICE:
+            try:
+                self.machine = relax.VirtualMachine(runtime.load_module(str(library)), device)
+            except Exception as error:  # TVM raises plain errors of its own kind
+                raise ModelFileError(
+                    f"{library} cannot be loaded on this machine ({first_line(error)}); compile the model for its board"
+                ) from error
+            self.inputs = {port.name: self.zeros(port) for port in contract.inputs}
+            self.outputs = {port.name: self.zeros(port) for port in contract.outputs}
+            self.places = (self.room(), self.room())
+            self.steps = bound(self.machine, self)
+        self.turn = 0
+        self.resident: weakref.ref[VmState] | None = None  # whose state lies in `places`
+
+    def zeros(self, fact: Any) -> Any:
+        """A tensor on the device, of a port or state."""
         import tvm
 
-        self.contract, self.inputs, self.outputs, self.start = contract, list(inputs), list(outputs), dict(start)
-        self.device, self.weight_bytes, self.state_bytes = device, int(sizes["weights"]), int(sizes["state"])
         try:
-            self.module = tvm.runtime.load_module(str(library))
+            return tvm.runtime.tensor(np.zeros(fact.shape, fact.dtype), self.device)
         except Exception as error:  # TVM raises plain errors of its own kind
-            raise ModelFileError(
-                f"{library} cannot be loaded on this machine ({first_line(error)}); compile the model for its board"
-            ) from error
+            raise failure(self, error) from error
 
-    def moved(self, array: Array) -> Any:
-        """An array of its own on the device."""
-        import tvm
+    def room(self) -> dict[str, Any]:
+        """Tensors for all states, by name."""
+        return {state.name: self.zeros(state) for state in self.contract.states}
 
-        return tvm.runtime.tensor(array, self.device)
+    def where(self, state: VmState) -> dict[str, Any]:
+        """The tensors that hold a stream's state now."""
+        resident = self.resident is not None and self.resident() is state
+        return self.places[self.turn] if resident else state.held
+
+    def bring(self, state: VmState) -> None:
+        """Let a stream's state lie where the next step reads it."""
+        before = None if self.resident is None else self.resident()
+        if before is state:
+            return
+        if before is not None:
+            move(self.places[self.turn], before.held)
+        self.resident = None  # should a copy fail, the state is still in `held`
+        move(state.held, self.places[self.turn])
+        self.resident = weakref.ref(state)
 
     def new_state(self) -> VmState:
         return VmState(self)
 
     def step(self, inputs: Mapping[str, Array], state: StateBlock) -> dict[str, Array]:
         assert isinstance(state, VmState)
-        return state.run(inputs)
+        with DEVICE:
+            try:
+                for name, tensor in self.inputs.items():
+                    tensor.copyfrom(np.ascontiguousarray(inputs[name]))
+                self.launch(state)
+                return {name: tensor.numpy() for name, tensor in self.outputs.items()}
+            except Exception as error:  # TVM raises plain errors of its own kind
+                raise failure(self, error) from error
+
+    def launch(self, state: VmState) -> None:
+        """One step on what lies in `inputs`, without waiting for the device."""
+        with DEVICE:
+            self.bring(state)
+            self.steps[self.turn]()
+            self.turn = (self.turn + 1) % len(self.steps)
+
+
+def bound(machine: Any, program: VmProgram) -> list[Any]:
+    """The functions of a step with all that they read and write: `even`, and `odd` where there are states.
+
+    Raises:
+        ModelFileError: the executable has no such functions.
+    """
+    from edgemem.runtimes.vm.in_place import turns
+
+    ports, steps = [*program.inputs.values(), *program.outputs.values()], []
+    try:
+        for index, turn in enumerate(turns(program.contract)):
+            before, after = program.places[index], program.places[1 - index]
+            machine.save_function(turn, f"{turn}_step", *ports, *before.values(), *after.values())
+            steps.append(machine[f"{turn}_step"])
+    except Exception as error:  # TVM raises plain errors of its own kind
+        raise ModelFileError(
+            f"the program has no step ({first_line(error)}); compile the model again with this edgemem"
+        ) from error
+    return steps
+
+
+def move(source: Mapping[str, Any], target: Mapping[str, Any]) -> None:
+    """Copy tensors on the device."""
+    for name, tensor in source.items():
+        tensor.copyto(target[name])
+
+
+def needed_bytes(sizes: Mapping[str, int]) -> int:
+    """Device memory of a program and one stream: the weights, its work space, the state in two places and beside."""
+    return int(sizes["weights"]) + int(sizes["workspace"]) + 3 * int(sizes["state"])
+
+
+def free_bytes(device: Any) -> int | None:
+    """Device memory that nobody uses, where the device says."""
+    try:
+        free = device.available_global_memory
+    except Exception:  # TVM raises plain errors of its own kind
+        return None
+    return None if free is None else int(free)
+
+
+def check_room(device: Any, model: str, sizes: Mapping[str, int]) -> None:
+    """Refuse a program that the device has no room for.
+
+    Raises:
+        DeviceError: with the bytes needed and free.
+    """
+    needed, free = needed_bytes(sizes), free_bytes(device)
+    if free is not None and needed > free:
+        raise DeviceError(
+            f"{model} does not fit {device}: {human_bytes(needed)} needed, {human_bytes(free)} free. Quantize it with "
+            "--scheme w8, or end what else uses the device (nvidia-smi shows it)"
+        )
 
 
 def failure(program: VmProgram, error: Exception) -> Exception:
-    """What a failure of the machine is: most often no memory."""
-    needed = program.weight_bytes + program.state_bytes
-    free = getattr(program.device, "available_global_memory", None)
-    room = "" if free is None else f", {human_bytes(int(free))} are free"
+    """What a failure on the device is: most often no memory."""
+    if isinstance(error, DeviceError):
+        return error
+    free = free_bytes(program.device)
+    room = "" if free is None else f", {human_bytes(free)} are free"
     return DeviceError(
-        f"{program.contract.model.name} failed on {program.device}: {first_line(error)}; "
-        f"weights and state take {human_bytes(needed)}{room}"
+        f"{program.contract.model.name} failed on {program.device}: {first_line(error)}; a program and a stream take "
+        f"{human_bytes(needed_bytes(program.sizes))}{room}"
     )
