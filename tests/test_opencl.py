@@ -201,6 +201,39 @@ def test_a_device_that_is_too_small_is_refused() -> None:
         check_room(small, 1 << 20, 1 << 19, "model")
 
 
+def test_a_driver_that_is_too_old_is_named() -> None:
+    from types import SimpleNamespace
+
+    from edgemem.runtimes.opencl.device import check_version
+
+    maker = SimpleNamespace(name="Maker")
+    check_version(SimpleNamespace(version="OpenCL 3.0 of Maker", name="GPU", platform=maker))
+    for version in ("OpenCL 1.1 of Maker", "embedded"):
+        with pytest.raises(DeviceError, match=rf"Maker: GPU has a driver .* {version} came, OpenCL 1\.2 was wanted"):
+            check_version(SimpleNamespace(version=version, name="GPU", platform=maker))
+
+
+def test_a_stream_without_room_says_what_it_takes(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyopencl as cl
+
+    from edgemem.runtimes.opencl import program as programs
+
+    program = edgemem.load(files / "rwkv4")
+
+    class OutOfMemory(cl.Error):
+        def __str__(self) -> str:
+            return "clCreateBuffer failed: OUT_OF_RESOURCES"
+
+    def full(program: object) -> None:
+        raise OutOfMemory
+
+    monkeypatch.setattr(programs, "OpenclState", full)
+    with pytest.raises(
+        DeviceError, match=r"no room for another stream: clCreateBuffer .*it takes [\d.]+ KiB, the device has .* GiB"
+    ):
+        program.new_state()
+
+
 def test_two_compilations_give_the_same_bytes(files: Path, tmp_path: Path) -> None:
     again = compiled(files / "rwkv4.onnx", tmp_path / "again")
     for file in ("rwkv4.cl", "rwkv4_weights.bin", "rwkv4.c", "manifest.json"):

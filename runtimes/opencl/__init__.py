@@ -3,6 +3,7 @@
     step       the launches and places of a step, as data        generate   model file -> step, kernels, weights
     folder     all of that on disk, beside a host program in C   host       the text of that program
     program    a folder on a device, through pyopencl            device     which device
+    profiling  its time, kernel by kernel
 
 Loading a folder needs pyopencl and an OpenCL driver; compiling a model file needs TVM too.
 """

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from edgemem.errors import DeviceError, MissingDependency
 from edgemem.text import human_bytes
 
 INSTALL = "pip install 'edgemem[opencl]', and the driver of your device (of the CPU: apt install pocl-opencl-icd)"
+
+LEAST = (1, 2)
 
 
 def devices() -> list[Any]:
@@ -46,6 +49,20 @@ def device(pattern: str | None) -> Any:
 def described(device: Any) -> str:
     """Platform and name of a device."""
     return f"{device.platform.name}: {device.name}"
+
+
+def check_version(device: Any) -> None:
+    """Refuse a device whose driver has not what the kernels are written for.
+
+    Raises:
+        DeviceError: OpenCL older than 1.2.
+    """
+    numbers = re.match(r"OpenCL (\d+)\.(\d+)", str(device.version))
+    if numbers is None or (int(numbers[1]), int(numbers[2])) < LEAST:
+        raise DeviceError(
+            f"{described(device)} has a driver that is too old: {device.version} came, OpenCL {LEAST[0]}.{LEAST[1]} "
+            "was wanted; update it"
+        )
 
 
 def check_room(device: Any, needed: int, largest: int, model: str) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 
 from edgemem.errors import DeviceError, ModelFileError
 from edgemem.program import Array, Program, StateBlock
-from edgemem.runtimes.opencl.device import check_room, described
+from edgemem.runtimes.opencl.device import check_room, check_version, described
 from edgemem.runtimes.opencl.step import Launch, Place, Step
-from edgemem.text import first_line
+from edgemem.text import first_line, human_bytes
 
 if TYPE_CHECKING:
     from edgemem.contract import Contract
@@ -117,6 +117,7 @@ class OpenclProgram(Program):
 
         self.contract, self.step_plan, self.start, self.device = contract, step, dict(start), device
         self.weight_bytes = step.sizes["weights"]
+        check_version(device)
         check_room(device, sum(step.sizes.values()), max(step.sizes.values()), contract.model.name)
         try:
             self.context = cl.Context([device])
@@ -138,8 +139,11 @@ class OpenclProgram(Program):
         try:
             return OpenclState(self)
         except cl.Error as error:
+            sizes = self.step_plan.sizes
             raise DeviceError(
-                f"{described(self.device)} has no room for another stream: {first_line(error)}"
+                f"{described(self.device)} has no room for another stream: {first_line(error)}; it takes "
+                f"{human_bytes(sizes['arena'] + sizes['state'])}, the device has "
+                f"{human_bytes(int(self.device.global_mem_size))} for all. Let other streams go"
             ) from error
 
     def step(self, inputs: Mapping[str, Array], state: StateBlock) -> dict[str, Array]:

@@ -1,7 +1,9 @@
 """The `tvm` runtime: a step in TVM's Relax virtual machine, for CUDA (and for the processor, to try it without).
 
-    generate   model file -> VM executable        nvrtc    CUDA C++ -> a cubin, without a GPU
-    folder     all of that on disk                program  a folder on a device
+    generate   model file -> VM executable        nvrtc      CUDA C++ -> a cubin, without a GPU
+    in_place   a step without allocations         driver     what is wrong with the GPU or its driver
+    folder     all of that on disk                program    a folder on a device
+                                                  profiling  its time, kernel by kernel
 
 Loading a folder needs apache-tvm, and for CUDA a driver; compiling for CUDA needs the extra `cuda` too, but no GPU.
 """
