@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.gpus import has_pocl
 from tests.zoo import SMALL
 
 BATCH = 3
+Files = Callable[[str, int], Path]
 FAMILIES = {  # a model that looks ahead ends its streams one by one
     **{name: (name, SMALL[name]) for name in ("rwkv4", "kws-lmuformer", "memformer")},
     "folding": ("folding", {**SMALL["folding"], "look_ahead": 0}),
@@ -26,14 +28,18 @@ FAMILIES = {  # a model that looks ahead ends its streams one by one
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`NAME.onnx` for one stream and `NAMEs.onnx` for three, of tokens and of features."""
+def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
+    """A model of `FAMILIES`, or one that looks ahead, for a number of streams; exported when it is first asked for."""
     folder = tmp_path_factory.mktemp("streams")
-    for name, (model, chosen) in FAMILIES.items():
-        export_model(model, folder / f"{name}.onnx", chosen, seed=1)
-        export_model(model, folder / f"{name}s.onnx", chosen, seed=1, batch=BATCH)
-    export_model("folding", folder / "aheads.onnx", SMALL["folding"], seed=1, batch=BATCH)
-    return folder
+
+    def file(name: str, batch: int) -> Path:
+        path = folder / f"{name}-{batch}.onnx"
+        if not path.exists():
+            model, chosen = FAMILIES.get(name, ("folding", SMALL["folding"]))
+            export_model(model, path, chosen, seed=1, batch=batch, certified_steps=4)
+        return path
+
+    return file
 
 
 def chunk(program: Program, seed: int) -> Any:
@@ -46,11 +52,11 @@ def chunk(program: Program, seed: int) -> Any:
 
 @pytest.mark.parametrize("runtime", ["ort", "aot", "tvm", "opencl"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_stream_is_as_if_alone(name: str, runtime: str, files: Path) -> None:
+def test_a_stream_is_as_if_alone(name: str, runtime: str, files: Files) -> None:
     """Streams come, pause, are reset and go; each gives what one stream of its own does, whatever its neighbours do."""
-    program = loaded(files / f"{name}s.onnx", runtime)
+    program = loaded(files(name, BATCH), runtime)
     of_nan_spoils_nobody(program)
-    alone = edgemem.load(files / f"{name}.onnx")
+    alone = edgemem.load(files(name, 1))
     streams = Streams(program)
     a, b = streams.open(), streams.open()
     twin_a, twin_b, twin_c = alone.stream(), alone.stream(), alone.stream()
@@ -106,8 +112,8 @@ def of_nan_spoils_nobody(program: Program) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(plan=st.lists(st.sets(st.integers(0, BATCH - 1)), max_size=8))
-def test_any_schedule_is_the_same(plan: list[set[int]], files: Path) -> None:
-    program, alone = edgemem.load(files / "rwkv4s.onnx"), edgemem.load(files / "rwkv4.onnx")
+def test_any_schedule_is_the_same(plan: list[set[int]], files: Files) -> None:
+    program, alone = edgemem.load(files("rwkv4", BATCH)), edgemem.load(files("rwkv4", 1))
     streams = Streams(program)
     places, twins = [streams.open() for _ in range(BATCH)], [alone.stream() for _ in range(BATCH)]
     for step, rows in enumerate(plan):
@@ -117,8 +123,8 @@ def test_any_schedule_is_the_same(plan: list[set[int]], files: Path) -> None:
             np.testing.assert_allclose(found[places[row]], twins[row].step(given_[places[row]][None])[0], atol=1e-5)
 
 
-def test_snapshots_go_between_batches(files: Path) -> None:
-    program, alone = edgemem.load(files / "rwkv4s.onnx"), edgemem.load(files / "rwkv4.onnx").stream()
+def test_snapshots_go_between_batches(files: Files) -> None:
+    program, alone = edgemem.load(files("rwkv4", BATCH)), edgemem.load(files("rwkv4", 1)).stream()
     streams = Streams(program)
     streams.open()
     place = streams.open()
@@ -132,9 +138,9 @@ def test_snapshots_go_between_batches(files: Path) -> None:
     np.testing.assert_allclose(found[third], alone.step(chunk(program, 9)[None])[0], atol=1e-5)
 
 
-def test_a_snapshot_goes_through_all_runtimes(files: Path) -> None:
+def test_a_snapshot_goes_through_all_runtimes(files: Files) -> None:
     """ort -> opencl -> tvm -> aot -> ort, a step in each, as if nothing had happened."""
-    path = files / "rwkv4.onnx"
+    path = files("rwkv4", 1)
     whole, saved = edgemem.load(path).stream(), edgemem.load(path).stream().snapshot()
     for seed, runtime in enumerate(("ort", "opencl", "tvm", "aot", "ort")):
         stream = loaded(path, runtime).stream()
@@ -145,8 +151,8 @@ def test_a_snapshot_goes_through_all_runtimes(files: Path) -> None:
     assert stream.position == 5
 
 
-def test_what_cannot_be_is_refused(files: Path) -> None:
-    program = edgemem.load(files / "rwkv4s.onnx")
+def test_what_cannot_be_is_refused(files: Files) -> None:
+    program = edgemem.load(files("rwkv4", BATCH))
     streams = Streams(program)
     places = [streams.open() for _ in range(BATCH)]
     assert len(streams) == BATCH and streams.free == 0
@@ -162,4 +168,4 @@ def test_what_cannot_be_is_refused(files: Path) -> None:
     with pytest.raises(SnapshotError, match="truncated or altered"):
         streams.open(b"nothing")
     with pytest.raises(UsageError, match="looks 2 frames ahead"):
-        Streams(edgemem.load(files / "aheads.onnx"))
+        Streams(edgemem.load(files("ahead", BATCH)))

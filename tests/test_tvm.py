@@ -283,13 +283,13 @@ def test_an_altered_program_is_refused(rwkv4: Path, tmp_path: Path) -> None:
     from edgemem.runtimes.vm.folder import load_folder, write_folder
 
     write_folder(rwkv4, board("host"), tmp_path / "p")
+    (tmp_path / "p" / "rwkv4.so").write_bytes(b"\x7fELF")
+    with pytest.raises(ModelFileError, match=r"rwkv4\.so is not the file of its manifest"):
+        load_folder(tmp_path / "p")
     manifest = json.loads((tmp_path / "p" / "manifest.json").read_text())
     manifest["bytes"].pop("workspace")
     (tmp_path / "p" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ModelFileError, match="does not say how large the program is"):
-        load_folder(tmp_path / "p")
-    (tmp_path / "p" / "rwkv4.so").write_bytes(b"\x7fELF")
-    with pytest.raises(ModelFileError, match=r"rwkv4\.so is not the file of its manifest"):
         load_folder(tmp_path / "p")
 
 
