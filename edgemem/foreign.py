@@ -203,7 +203,7 @@ class ForeignProgram(Program):
     runtime = "foreign"
 
     def __init__(self, path: Path, contract: Contract, start: Mapping[str, Array]) -> None:
-        from edgemem.runtimes.ort import session
+        from edgemem.onnxsession import session
 
         self.contract, self.adoption = contract, adoption_of(contract)
         self.weight_bytes = path.stat().st_size

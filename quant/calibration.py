@@ -402,7 +402,7 @@ def runnable(model: ir.Model, extra: Sequence[str]) -> Any:
     import onnx
     import onnx_ir
 
-    from edgemem.runtimes.ort import session
+    from edgemem.onnxsession import session
 
     proto = onnx_ir.to_proto(model)
     proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in extra)

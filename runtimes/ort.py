@@ -8,21 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgemem import modelfile
-from edgemem.errors import MissingDependency, ModelFileError
+from edgemem.onnxsession import session
 from edgemem.program import Array, Program, StateBlock
-from edgemem.text import first_line
 
 if TYPE_CHECKING:
     import onnxruntime
 
     from edgemem.contract import Contract
-
-QUIET = 3  # errors only: learned start values are initializers that no node reads, which is a warning
 
 
 class OrtState(StateBlock):
@@ -108,34 +105,3 @@ def prepare(path: Path, threads: int = 1) -> OrtProgram:
     """
     model = modelfile.open_model(path)
     return OrtProgram(model, session(path, threads))
-
-
-def session(model: Path | bytes, threads: int = 1) -> Any:
-    """A CPU session of one file, or of its bytes: sequential, no spinning, quiet.
-
-    Raises:
-        MissingDependency: onnxruntime is not installed.
-        ModelFileError: onnxruntime refuses the file.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependency(
-            "the ort runtime needs onnxruntime; install it with: pip install onnxruntime"
-        ) from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = QUIET
-    # int4 weights times float32 activations, as the file says: by default the activations become int8 too
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
-    try:
-        return onnxruntime.InferenceSession(
-            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # onnxruntime's errors have no common base outside its private module
-        name = "the graph" if isinstance(model, bytes) else model
-        raise ModelFileError(
-            f"onnxruntime {onnxruntime.__version__} refuses {name}: {first_line(error)}; export the model again"
-        ) from error

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from edgemem.errors import ExportError
 from edgemem.export.adopt.freeze import Freezer
 from edgemem.export.adopt.rewrite import REWRITES
-from edgemem.runtimes.ort import session
+from edgemem.onnxsession import session
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 FUNCTIONS = {"LSTM": 3, "GRU": 2, "RNN": 1}

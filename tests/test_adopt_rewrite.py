@@ -17,7 +17,7 @@ from edgemem.errors import ExportError
 from edgemem.export.adopt import adopt
 from edgemem.export.adopt.freeze import Freezer
 from edgemem.export.adopt.rewrite import REWRITES
-from edgemem.runtimes.ort import session
+from edgemem.onnxsession import session
 from edgemem.verify import verify
 
 FLOAT = TensorProto.FLOAT

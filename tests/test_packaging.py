@@ -24,6 +24,26 @@ def test_every_package_folder_is_listed() -> None:
     assert found == set(PYPROJECT["tool"]["setuptools"]["packages"])
 
 
+def test_test_modules_leave_one_another_alone() -> None:
+    """What several of them need lies in a module of its own: importing one would run its marks and fixtures too."""
+    wrong = re.compile(r"^\s*(from tests\.test_\w+ import|from tests import test_|import tests\.test_)", re.MULTILINE)
+    assert [file.name for file in (ROOT / "tests").rglob("*.py") if wrong.search(file.read_text())] == []
+
+
+def test_the_stages_leave_one_another_alone() -> None:
+    """Each starts from a file and ends in one; what several of them need is in `edgemem`, and boards are `devices`."""
+    stages = ("export", "quant", "runtimes", "devices")
+    imported = re.compile(r"^\s*(?:from|import) edgemem\.(\w+)", re.MULTILINE)
+    wrong = [
+        f"{file.relative_to(ROOT)} imports {name}"
+        for stage in stages
+        for file in (ROOT / stage).rglob("*.py")
+        for name in imported.findall(file.read_text())
+        if name in stages and name != stage
+    ]
+    assert wrong == []
+
+
 def imported_by(code: str) -> set[str]:
     """Top-level modules in a fresh process after `code`."""
     script = f"{code}\nimport sys; print(*{{name.partition('.')[0] for name in sys.modules}})"

@@ -260,7 +260,7 @@ class Freezer:
         feeds = {v.name: np.zeros([d.dim_value for d in v.type.tensor_type.shape.dim],
                                   onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type))
                  for v in model.graph.input}  # fmt: skip
-        from edgemem.runtimes.ort import session
+        from edgemem.onnxsession import session
 
         try:
             array = session(model.SerializeToString()).run([name], feeds)[0]
