@@ -1,17 +1,18 @@
 """How far are compiled steps from what the machine can do, and from other engines?
 
-python -m bench.compiled [--peers onnxruntime,openvino,litert] [--only mid,mid-narrow]
+python -m bench.compiled [--peers onnxruntime,openvino,litert] [--only mid,mid-narrow] [--rounds 2]
 
 writes bench/results/compiled.json: microseconds of a step in both runtimes and in other engines, on one thread or two,
 called from Python and from C, and how often they hold the roofline of `edgemem.measure`; of the mid step also how long
 a process takes to its first output, and its memory. Steps with narrow weights are in `bench.narrow`. Steps that were
-not asked for stay as they were; each is written as soon as it is measured.
+not asked for stay as they were, with the machine that they were measured on; each is written as soon as it is measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from typing import Any
 
 from bench import narrow
 from bench.claims import Section, Table
-from bench.timing import RESULTS, write
+from bench.timing import RESULTS, machine, write
 from edgemem.measure import measure
 from edgemem.peers import RELATIVE
 
@@ -95,36 +96,40 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default=",".join(labels), metavar="STEPS", help=f"of {', '.join(labels)}")
     parser.add_argument("--peers", default=",".join(PEERS), help="engines beside it; empty: none")
+    parser.add_argument("--rounds", type=int, help="fewer than a result needs, to see whether everything runs")
+    parser.add_argument("--output", type=Path, default=RESULTS, metavar="FOLDER", help="of compiled.json")
     arguments = parser.parse_args()
     against = [name for name in arguments.peers.split(",") if name]
     wanted = arguments.only.split(",")
     if unknown := [label for label in wanted if label not in labels]:
         parser.error(f"--only: {', '.join(labels)} were wanted, {', '.join(unknown)} came")
     for label in wanted:
+        begin = time.perf_counter()
+        take = narrow_step if label in narrow.GROUPS else float_step
         with tempfile.TemporaryDirectory(prefix="edgemem-") as folder:
-            stored(narrow_step(label, Path(folder), against) if label in narrow.GROUPS else
-                   float_step(label, Path(folder), against))  # fmt: skip
+            stored(take(label, Path(folder), against, arguments.rounds), arguments.output)
+        print(f"{label}: {time.perf_counter() - begin:.0f} s", flush=True)
 
 
-def float_step(label: str, folder: Path, against: Sequence[str]) -> dict[str, Any]:
+def float_step(label: str, folder: Path, against: Sequence[str], rounds: int | None) -> dict[str, Any]:
     """What the result file is to hold of one step in float32."""
-    found, program, seconds = measured(label, folder, against)
+    found, program, seconds = measured(label, folder, against, rounds or ROUNDS)
     rows = [row | {"file": label} for row in found["rows"]]
     step = {"rows": rows, "compile_s": round(seconds, 2), "skipped": found.get("skipped", [])}
     for row in rows:
         print(line(row, rows), flush=True)
     for peer in step["skipped"]:
         print(f"{label}: {peer['runtime']} does not run: {peer['reason']}", flush=True)
-    result: dict[str, Any] = {"rounds": ROUNDS, "steps": {label: step}, "peers": found.get("peers", {})}
+    result: dict[str, Any] = {"rounds": rounds or ROUNDS, "steps": {label: step}, "peers": found.get("peers", {})}
     if label == "mid":
         result["start"] = start(program)
         print(f"mid: {result['start']}", flush=True)
     return result
 
 
-def narrow_step(label: str, folder: Path, against: Sequence[str]) -> dict[str, Any]:
+def narrow_step(label: str, folder: Path, against: Sequence[str], rounds: int | None) -> dict[str, Any]:
     """The same of a group of narrow ones."""
-    found = narrow.measured(label, folder, against)
+    found = narrow.measured(label, folder, against, rounds or narrow.GROUPS[label].rounds)
     for row in found["rows"]:
         print(narrow.line(label, row), flush=True)
     for peer in found["skipped"]:
@@ -132,16 +137,21 @@ def narrow_step(label: str, folder: Path, against: Sequence[str]) -> dict[str, A
     return {"narrow": {label: found}}
 
 
-def stored(result: dict[str, Any]) -> None:
-    """Write what was measured; steps that were not measured now stay as they were."""
-    path = RESULTS / "compiled.json"
+def stored(result: dict[str, Any], folder: Path = RESULTS) -> None:
+    """Write what was measured; steps that were not measured now stay as they were. Each knows its machine."""
+    path = folder / "compiled.json"
     kept = json.loads(path.read_text()) if path.is_file() else {}
+    earlier = kept.pop("machine", None)
     for part in ("steps", "narrow"):
-        result[part] = {**kept.get(part, {}), **result.get(part, {})}
-    write("compiled", {**kept, **result})
+        for step in kept.get(part, {}).values():
+            step.setdefault("machine", earlier)
+        measured_now = {label: step | {"machine": machine()} for label, step in result.get(part, {}).items()}
+        result[part] = {**kept.get(part, {}), **measured_now}
+    result["peers"] = {**kept.get("peers", {}), **result.get("peers", {})}
+    write("compiled", {**kept, **result}, folder)
 
 
-def measured(label: str, folder: Path, against: Sequence[str]) -> tuple[dict[str, Any], Path, float]:
+def measured(label: str, folder: Path, against: Sequence[str], rounds: int) -> tuple[dict[str, Any], Path, float]:
     """The rows of one step, the compiled folder, and the seconds that compiling took."""
     from edgemem.boards import board
     from edgemem.export import export_model
@@ -155,12 +165,15 @@ def measured(label: str, folder: Path, against: Sequence[str]) -> tuple[dict[str
     compile_model(path, board("host"), folder / "program", name="measured")
     seconds = time.perf_counter() - begin
     threads = 2 if label.endswith("-2") else 1
-    found = measure([path], ("ort", "aot"), threads, ROUNDS, against=against)
+    found = measure([path], ("ort", "aot"), threads, rounds, against=against)
     return found, folder / "program", seconds
 
 
 def start(program: Path) -> dict[str, Any]:
-    """Milliseconds from the start of a process to its first output, and the memory it then holds; medians."""
+    """Milliseconds from the start of a process to its first output, and the memory it then holds; medians.
+
+    Modules are compiled once, as an installation has them, whatever this process may not write.
+    """
     sizes = json.loads((program / "manifest.json").read_text())["bytes"]
     token = bytes(8)
     code = f"import edgemem; edgemem.load({str(program)!r}).stream().step([[0]])"
@@ -169,13 +182,17 @@ def start(program: Path) -> dict[str, Any]:
         "python": [sys.executable, "-c", code],
         "python, numpy alone": [sys.executable, "-c", "import numpy"],
     }
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = str(program.parent / "bytecode")
+    for arguments in commands.values():
+        subprocess.run(arguments, check=True, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     times: dict[str, list[float]] = {command: [] for command in commands}
     resident = []
     for _ in range(STARTS):
         for command, arguments in commands.items():
             begin = time.perf_counter()
             if command != "edgemem-run":
-                subprocess.run(arguments, check=True)
+                subprocess.run(arguments, check=True, env=environment)
                 times[command].append((time.perf_counter() - begin) * 1e3)
                 continue
             process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -224,7 +241,7 @@ def section(result: Mapping[str, Any]) -> Section:
     return Section(
         title="Compiled steps",
         text=(
-            f"One step on one thread (or two, where it says so) of {result['machine']['cpu']}, float32 weights; all "
+            f"One step on one thread (or two, where it says so) of {processors(result)}, float32 weights; all "
             f"engines in turn in {result['rounds']} rounds, each in a process and an environment of its own ({peers}), "
             "bound to its buffers, once its outputs agree. The roofline, max(bytes / read bandwidth at that footprint, "
             "multiply-accumulates / peak), is measured in the same rounds. `ort` and `aot` are timed through "
@@ -232,9 +249,9 @@ def section(result: Mapping[str, Any]) -> Section:
             "beside the median, which other processes on the machine lengthen.\n\n"
             "What was tried where a goal is missed: the segment's products take as long in tiles of 8 x 2 or 12 x 2 "
             "vectors as in those of 4 x 4 that stand, and longer in 8 x 3, so registers are not what limits them; "
-            "`edgemem profile` shows the rest in kernels that move data (heads side by side, masks). The folding "
-            "encoder's four queries (two frames of two sub-tokens) spend more on adding up the lanes of their scores "
-            "than on reading the keys.\n\n"
+            "`edgemem profile` shows the rest in kernels that move data (heads side by side, masks). Of the folding "
+            "encoder's step three quarters are keys and values read at the memory's speed, the rest masks and "
+            "exponentials of four rows of scores for each frame.\n\n"
             "Narrow weights: of as many bits, each engine has its own quantization of the same float32 model "
             "(`-int8`: products of bytes on activations that it rounds in every step; `-blocks8`, `-int4`: groups of "
             "32 weights with a scale; OpenVINO's by NNCF, LiteRT's by its quantizer, one scale per output), and two "
@@ -253,6 +270,16 @@ def section(result: Mapping[str, Any]) -> Section:
         ],
         recipe="bench.compiled",
     )  # fmt: skip
+
+
+def processors(result: Mapping[str, Any]) -> str:
+    """The processor that all steps were measured on, or which step was measured on which."""
+    steps: dict[str, list[str]] = {}
+    for label, step in {**result["steps"], **result.get("narrow", {})}.items():
+        steps.setdefault(step.get("machine", result["machine"])["cpu"], []).append(label)
+    if len(steps) == 1:
+        return next(iter(steps))
+    return "several machines (" + "; ".join(f"{cpu}: {', '.join(labels)}" for cpu, labels in steps.items()) + ")"
 
 
 def cells(label: str, row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -98,7 +98,7 @@ def peer_bits(scheme: str) -> int:
     return 8 if scheme.startswith("w8") else 4
 
 
-def measured(label: str, folder: Path, engines: Sequence[str]) -> dict[str, Any]:
+def measured(label: str, folder: Path, engines: Sequence[str], rounds: int) -> dict[str, Any]:
     """The rows of a group; `engines` are those that may take part. `file` of each row is the scheme."""
     from edgemem.export import export_model
     from edgemem.quant import quantize
@@ -122,13 +122,13 @@ def measured(label: str, folder: Path, engines: Sequence[str]) -> dict[str, Any]
     found = measure(
         list(files.values()),
         ("aot",),
-        rounds=group.rounds,
+        rounds=rounds,
         against=peers,
         originals=dict.fromkeys(files.values(), original),
     )
     schemes = {str(path): scheme for scheme, path in files.items()}
     return {
-        "rounds": group.rounds,
+        "rounds": rounds,
         "quantize_s": seconds,
         "peers": found.get("peers", {}),
         "rows": [row | {"file": schemes[row["file"]]} for row in found["rows"]],

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
-from tvm import relax
+from tvm import relax, te
 
+from edgemem.runtimes.aot import mathops
 from edgemem.runtimes.aot.quantized import products, reasons, tables
 from edgemem.runtimes.aot.quantized.weights import Codes, Half, Int4, Int8, nibbles, widened
 from edgemem.runtimes.aot.schedules import lookup
@@ -24,7 +25,7 @@ DOTS = sorted({"portable", *({"vnni"} & {HOST.dot})})  # with floats, with digit
 SHAPES = [(1, 64, 64), (1, 32, 10), (1, 96, 200), (3, 64, 17), (12, 64, 48)]
 
 
-def computed(folder: Path, x: Array, operator: Any) -> tuple[Array, str]:
+def computed(folder: Path, x: Array, operator: Any, machine: Any = HOST) -> tuple[Array, str]:
     """The result of one operator on `x`, compiled for this machine, and the schedule it got."""
     builder = relax.BlockBuilder()
     variable = relax.Var("x", relax.TensorType(list(x.shape), str(x.dtype)))
@@ -32,7 +33,7 @@ def computed(folder: Path, x: Array, operator: Any) -> tuple[Array, str]:
         with builder.dataflow():
             made = builder.emit_output(builder.normalize(operator(builder, variable)))
         builder.emit_func_output(made)
-    return run_module(folder, builder.get(), [x])
+    return run_module(folder, builder.get(), [x], machine)
 
 
 @pytest.mark.parametrize(("m", "k", "n"), SHAPES)
@@ -172,6 +173,39 @@ def test_integer_products_are_exact(tmp_path: Path, dot: str, dtype: str, m: int
     y, _ = computed(tmp_path, x, lambda builder, a: products.integer_product(builder, a, constant, q, machine))
     offset = int(zero[0]) if dtype == "uint8" else 0
     np.testing.assert_array_equal(y, (x.astype("i8") - offset) @ q.astype("i8"))
+
+
+@pytest.mark.parametrize(("kind", "zero"), [("int8", 3), ("uint8", 128), ("int16", 0)])
+@pytest.mark.parametrize("fused", [True, False])
+def test_quantization_rounds_as_a_division_does(tmp_path: Path, kind: str, zero: int, fused: bool) -> None:
+    """By a constant scale: every x whose quotient is a tie, or next to one, and what saturates; infinity too."""
+    scale, low, high = np.float32(0.0371), np.iinfo(kind).min, np.iinfo(kind).max
+    ties = ((np.arange(low, high) - zero + 0.5) * np.float64(scale)).astype("f")
+    rng = np.random.default_rng(zero)
+    beside = [np.nextafter(ties, np.float32(end)) for end in (-np.inf, np.inf)]
+    others = rng.standard_normal(999) * scale * high, [np.inf, -np.inf, 0.0, 1e36, -1e36]
+    x = np.concatenate([ties, *beside, *others]).astype("f")
+    held = relax.const(scale, "float32"), relax.const(np.array(zero, kind), kind)
+
+    def operator(_: Any, variable: Any) -> Any:
+        return relax.op.quantize(variable, *held, axis=0, out_dtype=kind)
+
+    came, _ = computed(tmp_path, x, operator, replace(HOST, fused=HOST.fused and fused))
+    np.testing.assert_array_equal(came, np.clip(np.rint(x / scale) + zero, low, high).astype(kind))
+
+
+@pytest.mark.skipif(not HOST.fused, reason="this core rounds products before it adds them")
+def test_division_by_an_inverse_is_division(tmp_path: Path) -> None:
+    """To the last bit, for random scales and every kind of last place."""
+    rng = np.random.default_rng(0)
+    s = np.exp2(rng.uniform(-20, 20, 4000)).astype("f")
+    s[:3] = [np.nextafter(np.float32(2), np.float32(0)), np.nextafter(np.float32(1), np.float32(2)), 1]
+    x = (rng.standard_normal((500, 4000)) * s).astype("f")
+    a, b, c = te.placeholder(x.shape, "float32"), *(te.placeholder(s.shape, "float32") for _ in range(2))
+    y = te.compute(x.shape, lambda i, j: mathops.divided(a(i, j), b(j), c(j)), name="y")
+    came, _ = run_tensors(tmp_path, [a, b, c, y], [x, s, 1 / s])
+    np.testing.assert_array_equal(came, x / s)
+    assert np.any(came != x * (1 / s))
 
 
 def test_half_precision_in_integers(tmp_path: Path) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from bench import narrow
+from bench import compiled, narrow
 from edgemem import peers
+from edgemem.measure import machine
 
 
 def row(scheme: str, runtime: str, p50_us: float, best_us: float) -> dict[str, object]:
@@ -53,3 +57,18 @@ def test_every_peer_and_goal_is_known() -> None:
     for label, scheme, against, _ in narrow.GOALS:
         schemes = narrow.GROUPS[label].schemes
         assert scheme in schemes and against in {*schemes, *peers.names(), "best peer", "roofline"}
+
+
+def test_a_step_measured_alone_keeps_the_others_and_their_machine(tmp_path: Path) -> None:
+    """A file of another machine: its rows stay, no row changes hands, and the page says which is whose."""
+    other = {"cpu": "another", "cores": 1}
+    earlier = {"machine": other, "peers": {"openvino": {}}, "steps": {"mid": {"rows": [1]}, "kws": {"rows": [2]}}}
+    (tmp_path / "compiled.json").write_text(json.dumps(earlier))
+    compiled.stored({"steps": {"kws": {"rows": [3]}}, "peers": {}}, tmp_path)
+    compiled.stored({"narrow": {"kws-narrow": {"rows": [4]}}}, tmp_path)
+    found = json.loads((tmp_path / "compiled.json").read_text())
+    assert found["steps"] == {"mid": {"rows": [1], "machine": other}, "kws": {"rows": [3], "machine": machine()}}
+    assert found["narrow"] == {"kws-narrow": {"rows": [4], "machine": machine()}} and found["peers"] == {"openvino": {}}
+    text = compiled.processors(found)
+    assert "another: mid" in text and f"{machine()['cpu']}: kws, kws-narrow" in text
+    assert compiled.processors({"machine": other, "steps": {"mid": {}}}) == "another"

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from tvm import ir, relax, te, tirx
 
 from edgemem.runtimes.aot import mathops
@@ -24,6 +25,8 @@ from edgemem.runtimes.aot.schedules.matmul import PACKED, Panel, panel_of
 Expr = Any
 Rule = Callable[[Any, Expr], Expr]
 PADDED = "packed_trim"
+FLOAT = "float32"
+SMALLEST_SCALE = 2.0**-60
 MOST_FACTORS = 8  # of a power that is written out
 
 
@@ -58,7 +61,7 @@ def rules(machine: Machine, ranges: Mapping[str, tuple[int, int]]) -> dict[str, 
         "relax.matmul": matmul,
         "relax.nn.layer_norm": layer_norm,
         "relax.nn.softmax": softmax,
-        "relax.quantize": legal_quantize,
+        "relax.quantize": lambda builder, call: legal_quantize(builder, call, machine.fused),
         "relax.power": legal_power,
         **{f"relax.{name}": elementwise(name, function) for name, function in unary.items()},
     }
@@ -85,23 +88,41 @@ def whole(x: Expr) -> Expr:
     return tirx.Select(tirx.abs(x) < tirx.const(2.0**22, "float32"), mathops.nearest(x), x)
 
 
-def legal_quantize(builder: Any, call: Expr) -> Expr:
-    """saturate(nearest(x / scale) + zero) of float32, as ONNX rounds: to even in the middle."""
+def legal_quantize(builder: Any, call: Expr, fused: bool = False) -> Expr:
+    """saturate(nearest(x / scale) + zero) of float32, as ONNX rounds: to even in the middle.
+
+    On a core with `fused` products and sums, x is divided by a constant scale without a division; it is held inside
+    what saturates first, so that infinity stays out of the correction.
+    """
     x, scale, zero = call.args
     kind, axis = dtype_of(call), int(call.attrs.axis) % max(1, len(shape_of(x)))
-    low, high = int(tirx.min_value(kind).value), int(tirx.max_value(kind).value)
+    low, high = float(tirx.min_value(kind).value), float(tirx.max_value(kind).value)
+    known = [relax.const(1 / scale.value.numpy(), FLOAT)] if fused and invertible(scale) else []
 
-    def quantized(a: Any, s: Any, z: Any) -> Any:
+    def quantized(a: Any, s: Any, z: Any, inverse: Any = None) -> Any:
         def value(*i: Any) -> Any:
             place = (i[axis],) if len(s.shape) == 1 else ()
-            offset = z(*place[: len(z.shape)]).astype("float32")
-            steps = a(*i) / s(*place)
-            least, most = tirx.const(float(low), "float32") - offset, tirx.const(float(high), "float32") - offset
+            offset = z(*place[: len(z.shape)]).astype(FLOAT)
+            least, most = tirx.const(low, FLOAT) - offset, tirx.const(high, FLOAT) - offset
+            step, one = s(*place), tirx.const(1.0, FLOAT)
+            if inverse is None:
+                steps = a(*i) / step
+            else:
+                held = tirx.max(tirx.min(a(*i), (most + one) * step), (least - one) * step)
+                steps = mathops.divided(held, step, inverse(*place))
             return (mathops.nearest(tirx.max(tirx.min(steps, most), least)) + offset).astype(kind)
 
         return te.compute(a.shape, value, name="quantize")
 
-    return builder.call_te(quantized, x, scale, zero, primfunc_name_hint="quantize")
+    return builder.call_te(quantized, x, scale, zero, *known, primfunc_name_hint="quantize")
+
+
+def invertible(scale: Expr) -> bool:
+    """Whether a scale is a constant whose inverse is as exact as float32 can be, with room around both."""
+    if not isinstance(scale, ir.GenericConst) or dtype_of(scale) != FLOAT:
+        return False
+    values = scale.value.numpy()
+    return bool(np.all((values > SMALLEST_SCALE) & (values < 1 / SMALLEST_SCALE)))
 
 
 def legal_power(builder: Any, call: Expr) -> Expr:

@@ -19,7 +19,7 @@ WHOLE_VECTORS = ["-prefer-256-bit"]  # what LLVM makes vectors of by itself is t
 @dataclass(frozen=True)
 class Machine:
     """`lanes` float32 per vector register (1 where there are none), `registers` of them; `alignment` of buffers; `dot`:
-    its products of bytes, as in `dots`.
+    its products of bytes, as in `dots`; `fused`: whether it multiplies and adds in one instruction, rounded once.
     """
 
     target: Any
@@ -27,6 +27,7 @@ class Machine:
     registers: int
     alignment: int = ALIGNMENT
     dot: str = "portable"
+    fused: bool = False
 
 
 def machine(board: Board) -> Machine:
@@ -46,7 +47,7 @@ def machine(board: Board) -> Machine:
         described |= {"mattr": WHOLE_VECTORS} if bits >= 512 and triple.startswith("x86_64") else {}
         target = Target(described)
         registers = 32 if bits >= 512 or "aarch64" in triple else 16
-        return Machine(target, bits // 32, registers, dot=dots.kind_of(target))
+        return Machine(target, bits // 32, registers, dot=dots.kind_of(target), fused=is_fused(target))
     if board.triple is None or board.vector_bits is None or board.vector_registers is None:
         raise ConfigError(f"board {board.name}: triple, vector_bits and vector_registers are wanted to compile for it")
     described = {"kind": "llvm", "mtriple": board.triple, "mcpu": board.core}
@@ -60,4 +61,14 @@ def machine(board: Board) -> Machine:
         raise ConfigError(f"board {board.name}: LLVM refuses {described}: {first_line(error)}") from error
     alignment = BARE_ALIGNMENT if board.kind == "bare" else ALIGNMENT
     lanes = max(1, board.vector_bits // 32)
-    return Machine(target, lanes, board.vector_registers, alignment, dots.kind_of(target))
+    return Machine(target, lanes, board.vector_registers, alignment, dots.kind_of(target), is_fused(target))
+
+
+def is_fused(target: Any) -> bool:
+    """Whether a core's vectors have fused products and sums."""
+    from tvm.target import codegen
+
+    triple = str(target.attrs["mtriple"])
+    return triple.startswith("aarch64") or (
+        triple.startswith("x86_64") and bool(codegen.target_has_features("fma", target))
+    )

@@ -10,6 +10,7 @@ Each is an operator of its own that stays one call until the last lowering step,
     sin, cos x = n pi / 2 + r, |r| <= pi / 4      +-r p(r^2) or +-q(r^2) by n mod 4 (Cephes sinf, cosf)
     nearest  the nearest whole number, to even in the middle, |x| < 2^22
     floor, ceil, trunc    by the conversion to int32; from 2^23 on float32 has no fractions
+    divided  x / s as float32 rounds it, of a finite x, by r = 1 / s: q = x r, then q + (x - q s) r, sums rounded once
 
 Relative errors against double precision are below 3e-7, of sine and cosine absolute ones, up to |x| = 1e5: beyond,
 where float32 steps by 1 / 128 or more, they are in [-1.1, 1.1] and no more. NaN gives NaN; e^x is 0 below -86.6 and
@@ -212,7 +213,21 @@ def lowered_ceil(call: Call) -> Expr:
     return number.let(number.argument, lambda x: number.whole(x, above(x)))
 
 
+def lowered_divided(call: Call) -> Expr:
+    """Markstein's correction: what is left of x is exact, and the next sum rounds as a division would."""
+    number, (x, s, r) = Number(call), call.args
+
+    def fused(a: Expr, b: Expr, c: Expr) -> Expr:
+        return tirx.call_llvm_pure_intrin(number.dtype, "llvm.fma", a, b, c)
+
+    def corrected(x: Expr, q: Expr) -> Expr:
+        return fused(fused(q, number(0.0) - s, x), r, q)  # -s is the same for all
+
+    return number.let(x, lambda x: number.let(x * r, lambda q: corrected(x, q)))
+
+
 LOWERED = {
+    "divided": lowered_divided,
     "nearest": lowered_nearest,
     "exp": lowered_exp,
     "log": lowered_log,
@@ -252,3 +267,8 @@ def function(name: str) -> Callable[[Expr], Expr]:
 
 exp, log, sigmoid, tanh, erf, nearest = (function(name) for name in ("exp", "log", "sigmoid", "tanh", "erf", "nearest"))
 sin, cos, trunc, floor, ceil = (function(name) for name in ("sin", "cos", "trunc", "floor", "ceil"))
+
+
+def divided(x: Expr, s: Expr, r: Expr) -> Expr:
+    """x / s, where r is the float32 nearest to 1 / s and both are normal; for cores that multiply and add in one."""
+    return tirx.call_intrin("float32", "tirx.edgemem_divided", x, s, r)

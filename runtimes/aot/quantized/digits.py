@@ -29,6 +29,7 @@ from edgemem.runtimes.aot.schedules import digits as schedule
 from edgemem.runtimes.aot.schedules import rows
 from edgemem.runtimes.aot.schedules.matmul import Panel, panel_of
 
+Array = np.ndarray[Any, np.dtype[Any]]
 Expr = Any
 DIGITS = 3
 LIMIT = 63 * 65536  # of a number: `nearest` is exact up to 2^22, and 32 products with 15 fit in int32
@@ -162,53 +163,58 @@ def eight_bit(builder: Any, x: Expr, matrix: Int8, shape: Sequence[int], machine
 
 def four_bit(builder: Any, x: Expr, matrix: Int4, shape: Sequence[int], panel: Panel, machine: Machine) -> Expr:
     """x [..., K] times 4-bit weights in groups; the sum of a group is one int32."""
-    lead = shape_of(x)[:-1]
-    x_digits = digits(builder, x, GROUP, machine)
-    count = len(matrix.scale)
+    lead, count = shape_of(x)[:-1], len(matrix.scale)
     padded = panel.count * panel.columns
-    q = np.pad(matrix.q, ((0, count * GROUP - len(matrix.q)), (0, 0)))
-    scale = np.pad(matrix.scale, ((0, 0), (0, padded - shape[-1])))
-    half = scale.astype(np.float16)
-    exact = np.array_equal(half.astype(np.float32), scale)
+    x_digits = digits(builder, x, GROUP, machine)
+    words = four_bit_words(panel, np.pad(matrix.q, ((0, count * GROUP - len(matrix.q)), (0, 0))))
+    scale = narrowest(np.pad(matrix.scale, ((0, 0), (0, padded - shape[-1]))))
 
     def form(d: Any, t: Any, sums: Any, w: Any, s: Any) -> Any:
-        word = te.reduce_axis((0, GROUP // EIGHT), name="word")
-        side = te.reduce_axis((0, 2), name="side")
+        def group_of(row: Sequence[Expr], g: Expr) -> Expr:
+            return row_of(row, lead) * count + g
 
-        def part(*i: Any) -> Expr:
-            *row, g, p, n = i
-            bits = w(n // panel.columns, g * (GROUP // EIGHT) + word, n % panel.columns)
-            four = tirx.if_then_else(side == 0, bits, bits >> tirx.const(4, "int32")) & tirx.const(0x0F0F0F0F, "int32")
-            place = word * EIGHT + side * 4
-            return dots.summed(
-                dots.dot(machine.dot, four, quad(d, (row_of(row, lead) * count + g, p), place)), axis=[word, side]
-            )
-
-        parts = te.compute((*lead, count, DIGITS, padded), part, name=schedule.PART)
+        parts = group_sums(d, w, group_of, (*lead, count, DIGITS, padded), panel, machine)
         g = te.reduce_axis((0, count), name="g")
 
         def term(*i: Any) -> Expr:
             *row, n = i
-            q = row_of(row, lead) * count + g
-            high, middle, low = (parts(*row, g, p, n) for p in range(DIGITS))
-            eight, sixteen = tirx.const(8, "int32"), tirx.const(16, "int32")
-            whole = (sums(q, 0) << sixteen) + (sums(q, 1) << eight) + sums(q, 2)
-            number = (high << sixteen) + (middle << eight) + (low - whole * eight)
+            q = group_of(row, g)
+            number = joined_digits([parts(*row, g, p, n) for p in range(DIGITS)], [sums(q, p) for p in range(DIGITS)])
             return te.sum(number.astype(FLOAT) * (t(q) * s(g, n).astype(FLOAT)), axis=g)
 
-        y = te.compute((*lead, padded), term, name=schedule.JOINED)
-        return trimmed(y, tuple(shape))
+        return trimmed(te.compute((*lead, padded), term, name=schedule.JOINED), tuple(shape))
 
-    return emitted(
-        builder,
-        "product_w4",
-        form,
-        x_digits.bytes_,
-        x_digits.step,
-        x_digits.sums,
-        four_bit_words(panel, q),
-        half if exact else scale,
-    )
+    return emitted(builder, "product_w4", form, x_digits.bytes_, x_digits.step, x_digits.sums, words, scale)
+
+
+def narrowest(scale: Array) -> Array:
+    """Scales in float16 where that loses nothing."""
+    half = scale.astype(np.float16)
+    return half if np.array_equal(half.astype(np.float32), scale) else scale
+
+
+def group_sums(
+    d: Any, w: Any, group_of: Callable[..., Expr], shape: Sequence[int], panel: Panel, machine: Machine
+) -> Any:
+    """[..., group, digit, output]: a group's digits times its weights plus 8, from words of eight weights."""
+    word = te.reduce_axis((0, GROUP // EIGHT), name="word")
+    side = te.reduce_axis((0, 2), name="side")  # the low halves of a word's bytes, then the high ones
+
+    def product(*i: Any) -> Expr:
+        *row, g, p, n = i
+        bits = w(n // panel.columns, g * (GROUP // EIGHT) + word, n % panel.columns)
+        four = tirx.if_then_else(side == 0, bits, bits >> tirx.const(4, "int32")) & tirx.const(0x0F0F0F0F, "int32")
+        digit_bytes = quad(d, (group_of(row, g), p), word * EIGHT + side * 4)
+        return dots.summed(dots.dot(machine.dot, four, digit_bytes), axis=[word, side])
+
+    return te.compute(tuple(shape), product, name=schedule.PART)
+
+
+def joined_digits(parts: Sequence[Expr], sums: Sequence[Expr]) -> Expr:
+    """The int32 of a group: the products of its digits joined, less 8 times its inputs, as weights have 8 too much."""
+    eight, sixteen = tirx.const(8, "int32"), tirx.const(16, "int32")
+    whole = (sums[0] << sixteen) + (sums[1] << eight) + sums[2]
+    return (parts[0] << sixteen) + (parts[1] << eight) + (parts[2] - whole * eight)
 
 
 def quad(d: Any, outer: Sequence[Expr], place: Expr) -> Expr:

@@ -241,7 +241,7 @@ def integer_product(builder: Any, x: Expr, zero: Expr | None, q: Array, machine:
         return reshaped(builder, flat, shape)
     panel = panel_of(machine, rows=math.prod(shape[:-1]), columns=shape[-1])
     shift, flips = offset_of(dtype_of(x), machine.dot)
-    held: list[Any] = [quads(panel, q), q.astype(np.int32).sum(axis=0)]
+    held: list[Any] = [quads(panel, q), q.sum(axis=0, dtype=np.int32)]
     if zero is not None and not isinstance(zero, ir.GenericConst):
         held.append(reshaped(builder, zero, (1,)))
     elif zero is not None:
