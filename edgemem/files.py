@@ -23,6 +23,15 @@ def check_output(path: Path, *inputs: Path | None) -> None:
     for source in inputs:
         if source is not None and path.exists() and source.exists() and path.samefile(source):
             raise UsageError(f"{path} is read and would be written over; give another name for the output")
+    check_place(path)
+
+
+def check_place(path: Path) -> None:
+    """See whether something new can be made beside `path`, in a folder that is there or will be.
+
+    Raises:
+        UsageError: it cannot.
+    """
     folder = path.parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -30,6 +39,13 @@ def check_output(path: Path, *inputs: Path | None) -> None:
         raise UsageError(f"{path} cannot be written: {folder} is a file, not a folder; give another place")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError(f"{path} cannot be written: {folder} is not yours to write to; give another place")
+    try:
+        # Rights are not all that it takes: there are /proc, and full disks.
+        Path(tempfile.mkdtemp(prefix=".edgemem-", dir=folder)).rmdir()
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be written: {folder} takes no new files ({error.strerror}); give another place"
+        ) from error
 
 
 @contextmanager

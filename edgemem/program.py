@@ -112,9 +112,11 @@ def load(path: str | Path, runtime: str | None = None, **options: Any) -> Progra
 
     Raises:
         ModelFileError, ContractError: the file is not a model with a valid contract.
-        UsageError: no such runtime.
+        UsageError: no such runtime, or a folder that was compiled for another board than `board`.
         MissingDependency: the runtime's engine is not installed.
     """
+    if Path(path).is_dir() and options.get("board") is not None:
+        check_board(Path(path), str(options["board"]))
     runtime = runtime or (folder_runtime(Path(path)) if Path(path).is_dir() else "ort")
     if runtime not in RUNTIMES:
         raise UsageError(f"unknown runtime {runtime!r}; there are {', '.join(RUNTIMES)}")
@@ -125,8 +127,29 @@ def load(path: str | Path, runtime: str | None = None, **options: Any) -> Progra
 
 def folder_runtime(folder: Path) -> str:
     """The runtime that a folder was compiled for, as its manifest says: `aot` if it says none."""
+    return str(manifest(folder).get("runtime", "aot"))
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """What a compiled folder says of itself; nothing where it cannot be read: its loader says what is wrong."""
     try:
-        named = json.loads((folder / "manifest.json").read_text()).get("runtime", "aot")
-    except (OSError, ValueError, AttributeError):
-        return "aot"  # whose loader says what is wrong
-    return str(named)
+        found = json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def check_board(folder: Path, wanted: str) -> None:
+    """Refuse a compiled folder of another board than the one that is asked for.
+
+    Raises:
+        UsageError: with both.
+    """
+    board = manifest(folder).get("board")
+    built = board.get("name") if isinstance(board, dict) else None
+    name = Path(wanted).stem if wanted.endswith(".toml") else wanted
+    if built not in (None, name):
+        raise UsageError(
+            f"{folder} was compiled for the board {built}, --board {name} came; leave --board out, or compile the "
+            f"model file again with --board {name}"
+        )

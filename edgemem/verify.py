@@ -64,6 +64,7 @@ class Stage:
     drift_per_1000_steps: float
     first: str | None = None
     tensor: str | None = None  # whose errors and tolerance these are
+    refused: str | None = None  # why there was nothing to compare
 
     @property
     def holds(self) -> bool:
@@ -76,6 +77,8 @@ class Stage:
 
     def __str__(self) -> str:
         """The error beside what is allowed, in words."""
+        if self.refused:
+            return self.refused
         if self.counts:
             count = round(self.max_abs_error)
             return f"{count} tensor{'' if count == 1 else 's'} altered, none may be"
@@ -273,6 +276,11 @@ def check_parent(model: ModelFile, parent: Contract, path: Path) -> None:
             f"{model.contract.model.digest[:12]}… was wanted, {parent.model.name} with {parent.model.digest[:12]}…, "
             f"scheme {parent.quant.get('scheme', 'none')}, came; give the file that was quantized"
         )
+
+
+def unbuilt(name: str, reason: Exception) -> Stage:
+    """The stage of a board that cannot have the program; it fails."""
+    return Stage(name, "budget", 0, 1.0, 1.0, 0.0, 0.0, first="the build", refused=str(reason))
 
 
 def weights_stage(model: ModelFile, altered: Sequence[str]) -> Stage:

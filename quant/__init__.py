@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 __all__ = ["Report", "quantize"]
 
 
+def __dir__() -> list[str]:
+    """What is imported on its first use, too."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Import the ONNX library only when something is quantized."""
     if name not in __all__:

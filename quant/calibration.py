@@ -263,17 +263,39 @@ def arrays(path: Path, ports: Sequence[InputFacts], contract: Contract) -> Itera
         for clip in np.atleast_2d(named["clips"]):
             yield {ports[0].name: features(clip * np.float32(scale), contract)}
         return
+    texts = [name for name, array in named.items() if array.dtype.kind not in "fiub"]
+    if texts:
+        kind = "text" if named[texts[0]].dtype.kind in "US" else f"numpy's {named[texts[0]].dtype.name}"
+        raise InputError(
+            f"calibration data {path}: {texts[0] if len(named) > 1 else ports[0].name} must hold numbers, {kind} came"
+        )
     missing = [port.name for port in ports if port.name not in named]
     if missing:
         raise InputError(f"calibration data {path}: an array {missing[0]!r} was wanted, {sorted(named)} came")
-    stacks = {port.name: as_stack(named[port.name], port) for port in ports}
+    stacks = {port.name: as_stack(named[port.name], port, path) for port in ports}
     for index in range(min(len(stack) for stack in stacks.values())):
         yield {name: stack[index] for name, stack in stacks.items()}
 
 
-def as_stack(array: Array, port: InputFacts) -> Array:
-    """[sequences, time, *features]"""
-    return array[None] if array.ndim == len(port.shape) - 1 else array
+def as_stack(array: Array, port: InputFacts, path: Path) -> Array:
+    """[sequences, time, *features]
+
+    Raises:
+        InputError: neither that nor one sequence of it.
+    """
+    features = len(port.shape[2:])
+    if array.ndim - features not in (1, 2) or array.shape[array.ndim - features :] != port.shape[2:]:
+        raise wrong_shape(array, port, path)
+    return array[None] if array.ndim == features + 1 else array
+
+
+def wrong_shape(array: Array, port: InputFacts, path: Path) -> InputError:
+    """What an array of an input must be, and what came."""
+    frame = "".join(f", {size}" for size in port.shape[2:])
+    return InputError(
+        f"calibration data {path}: {port.name} must be [time{frame}] or [sequences, time{frame}], "
+        f"{list(array.shape)} came"
+    )
 
 
 def checked(array: Array, port: InputFacts, path: Path) -> Array:
@@ -282,12 +304,8 @@ def checked(array: Array, port: InputFacts, path: Path) -> Array:
     Raises:
         InputError: of another shape or kind, out of range, NaN or infinite.
     """
-    wanted = list(port.shape[2:])
-    if array.ndim != len(port.shape) - 1 or list(array.shape[1:]) != wanted:
-        raise InputError(
-            f"calibration data {path}: {port.name} must be [time, *{wanted}] or [sequences, time, *{wanted}], "
-            f"{list(array.shape)} came"
-        )
+    if array.shape[1:] != port.shape[2:]:
+        raise wrong_shape(array, port, path)
     if (array.dtype.kind == "f") != port.dtype.startswith("float"):
         raise InputError(f"calibration data {path}: {port.name} must be of {port.dtype}, {array.dtype} came")
     if not np.isfinite(array).all():

@@ -35,6 +35,7 @@ from edgemem.narrow import as_parent, helper
 from edgemem.program import load
 from edgemem.quant import calibration, graph
 from edgemem.quant import state as states
+from edgemem.quant.arguments import check_arguments
 from edgemem.quant.scheme import Job, Scheme, StageTick, TensorChoice, parsed, silent
 from edgemem.tasks import Score
 from edgemem.trial import trial
@@ -112,11 +113,12 @@ def quantize(
 
     Raises:
         ModelFileError, ContractError: the input is not a model with a valid contract, or is quantized already.
-        UsageError: an unknown scheme, setting or state policy, a glob that names nothing, no calibration data where it
-            is needed, no matrix of `smallest` elements, a result no smaller than the model, or an output that cannot
-            be written.
+        UsageError: an argument that cannot be, an unknown scheme, setting or state policy, a glob that names nothing,
+            no calibration data where it is needed, no matrix of `smallest` elements, a result no smaller than the
+            model, or an output that cannot be written.
         InputError: calibration data that the model cannot take, a task that does not fit it.
     """
+    check_arguments(scheme, exclude, state, state_budget, smallest, steps)
     chosen, settings = parsed(scheme)
     model = wanted_model(Path(path_in), Path(path_out), state, task)
     job = Job(ir.load(model.path), model.contract, model.path, settings, tuple(exclude), smallest, tick=tick)
@@ -381,7 +383,12 @@ def check_smaller(report: Report, model: ModelFile) -> None:
     """
     if report.state_bytes_after < report.state_bytes_before:
         return
-    if report.bytes_after >= report.bytes_before or not report.tensors:
+    if not report.tensors:
+        raise UsageError(
+            f"scheme {report.scheme} would not shrink {model.path}: every tensor is excluded or too small; "
+            "exclude less, lower --smallest (elements of a matrix), or keep the float file"
+        )
+    if report.bytes_after >= report.bytes_before:
         raise UsageError(
             f"scheme {report.scheme} would not shrink {model.path}: {report.bytes_before} bytes before, "
             f"{report.bytes_after} after, {len(report.tensors)} tensors rewritten; "

@@ -134,7 +134,9 @@ def parsed(text: str) -> tuple[Scheme, dict[str, int | str]]:
     for pair in filter(None, rest.split(",")):
         key, equals, value = pair.partition("=")
         if key not in settings or not equals:
-            known = ", ".join(f"{k}={v}" for k, v in settings.items()) or "none"
+            if not settings:
+                raise UsageError(f"scheme {name} takes no settings, {pair!r} came; write {name} alone")
+            known = ", ".join(f"{k}={v}" for k, v in settings.items())
             raise UsageError(f"scheme {name} has no setting {pair!r}{nearest(key, settings)}; it has {known}")
         settings[key] = setting(name, key, value, type(settings[key]))
     scheme.check(settings)

@@ -24,7 +24,10 @@ from tests.quantizing import output_error
     [
         ("none.npy", None, "does not exist"),
         ("empty.npy", np.zeros((0, 3), np.float32), "has 0 frames in its longest sequence"),
-        ("wide.npy", np.zeros((9, 4), np.float32), r"x must be \[time, \*\[3\]\].* \[9, 4\] came"),
+        ("wide.npy", np.zeros((9, 4), np.float32), r"x must be \[time, 3\] or \[sequences, time, 3\], \[9, 4\] came"),
+        ("flat.npy", np.zeros(32000, np.float32), r"x must be \[time, 3\] .*, \[32000\] came"),
+        ("one.npy", np.zeros((), np.float32), r"x must be \[time, 3\] .*, \[\] came"),
+        ("words.npy", np.array(["yes", "no"]), "x must hold numbers, text came"),
         ("int.npy", np.zeros((9, 3), np.int64), "x must be of float32, int64 came"),
         ("nan.npy", np.full((9, 3), np.nan, np.float32), "holds NaN or infinity"),
         ("same.npy", np.ones((9, 3), np.float32), "every value of x is 1.0"),

@@ -20,7 +20,7 @@ from torch import nn
 import edgemem
 from edgemem import load
 from edgemem.cli.main import cli
-from edgemem.errors import ContractError, InputError, UsageError
+from edgemem.errors import ContractError, InputError, SnapshotError, UsageError
 from edgemem.export import export_model, to_onnx
 from edgemem.modelfile import open_model
 from edgemem.program import Array
@@ -219,9 +219,23 @@ def test_quantizing_twice_is_refused(zoo: Files, tmp_path: Path) -> None:
         ("w9", {}, r"unknown scheme 'w9' \(did you mean 'w8'\?\); there are f16, w8,"),
         ("w8", {"state": "i7"}, r"unknown state policy 'i7' \(did you mean 'i"),
         ("w8", {"smallest": 10**6}, "no tensor of .* has 1000000 elements, so nothing .*; lower --smallest"),
-        ("w8:bits=4", {}, "scheme w8 has no setting 'bits=4'"),
+        ("w8:bits=4", {}, "scheme w8 takes no settings, 'bits=4' came; write w8 alone"),
+        ("vq:dims=4", {}, r"scheme vq has no setting 'dims=4' \(did you mean 'dim'\?\); it has dim=4,"),
+        (None, {}, "scheme must be a text such as 'w8', got None"),
+        ("w8", {"state": None}, "state must be a text such as 'f32', got None"),
+        ("w8", {"steps": 0}, "steps must be a whole number of at least 1, got 0"),
+        ("w8", {"steps": -5}, "steps must be a whole number of at least 1, got -5"),
+        ("w8", {"smallest": -3}, "smallest must be a whole number of at least 0, got -3"),
+        ("w8", {"state_budget": -1}, "state_budget must be a share above 0, such as 0.005, got -1"),
+        ("w8", {"state_budget": float("nan")}, "state_budget must be a share above 0"),
+        (
+            "w8",
+            {"exclude": "blocks.0.*"},
+            r"exclude must be a list of globs, got the text 'blocks.0.\*'; write exclude=",
+        ),
+        ("w8", {"exclude": [7]}, r"exclude must be a list of globs, .* got 7 in it"),
         ("w8", {"exclude": ["nothing*"]}, "names no tensor"),
-        ("w8", {"exclude": ["*"]}, "would not shrink"),
+        ("w8", {"exclude": ["*"]}, "would not shrink .*: every tensor is excluded or too small; exclude less"),
         ("w8", {"task": "kws"}, "task kws: lmu does not fit"),
         ("w8a8-outlier:percent=0", {}, "percent must lie in 1 to 100, got 0"),
         ("w8a8-outlier:percent=101", {}, "percent must lie in 1 to 100, got 101"),
@@ -233,10 +247,10 @@ def test_quantizing_twice_is_refused(zoo: Files, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_work_is_refused(
-    zoo: Files, scheme: str, options: dict[str, object], message: str, tmp_path: Path
+    zoo: Files, scheme: str | None, options: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises((UsageError, InputError), match=message):
-        quantize(zoo("lmu"), tmp_path / "q.onnx", scheme, steps=STEPS, **options)  # type: ignore[arg-type]
+        quantize(zoo("lmu"), tmp_path / "q.onnx", scheme, **{"steps": STEPS, **options})  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 
@@ -327,3 +341,34 @@ def test_command_line(models: Path, tmp_path: Path) -> None:
     assert {"scheme", "bytes_before", "bytes_after", "tensors", "quality"} <= set(found)
     assert found["scheme"] == "w8" and found["bytes_after"] < found["bytes_before"]
     assert {"name", "bytes_before", "bytes_after", "max_abs_error"} <= set(found["tensors"][0])
+
+
+def test_the_help_lists_every_scheme_setting_and_policy() -> None:
+    shown = CliRunner().invoke(cli, ["quantize", "--help"]).stdout
+    rows = {line.split()[0]: line for line in shown.splitlines() if line.strip()}
+    for name in names():
+        settings = {word.strip(";,") for word in rows[name].split()}
+        assert set(parsed(name)[1]) <= settings, name
+    words = {word.strip(".,") for word in shown.split()}
+    assert {*states.POLICIES, "auto"} <= words
+
+
+def test_the_package_shows_what_it_gives() -> None:
+    assert {"quantize", "Report"} <= set(dir(edgemem.quant))
+
+
+def test_snapshots_move_between_a_float_file_and_a_quantized_one_of_the_same_states(zoo: Files, tmp_path: Path) -> None:
+    """Weights may be narrower; states that are stored in another form are another model's."""
+    quantize(zoo("lmu"), tmp_path / "q.onnx", "w8", smallest=FEW, steps=STEPS)
+    quantize(zoo("lmu"), tmp_path / "half.onnx", "w8", smallest=FEW, steps=STEPS, state="f16")
+    wide, narrow = load(zoo("lmu")).stream(), load(tmp_path / "q.onnx").stream()
+    x = np.ones((3, 3), np.float32)
+    wide.push(x)
+    narrow.restore(wide.snapshot())
+    assert narrow.position == wide.position
+    fresh = load(tmp_path / "q.onnx").stream()
+    assert not np.array_equal(narrow.step(x[:1]), fresh.step(x[:1]))  # it went on, and did not begin again
+    back = load(zoo("lmu")).stream()
+    back.restore(narrow.snapshot())
+    with pytest.raises(SnapshotError, match="belongs to a model with fingerprint"):
+        load(tmp_path / "half.onnx").stream().restore(wide.snapshot())

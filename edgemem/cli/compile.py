@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option(
     "--runtime", type=click.Choice(["aot", "opencl", "tvm"]), help="What is to run it; the board's own if left out."
 )
-@click.option("--name", help="Prefix of the C functions; the model's name if left out.")
+@click.option("--name", help="Prefix of the C functions, in lower case; the model's name if left out.")
 @click.option(
     "--report", is_flag=True, help="Also draw memory.svg: the arena over the calls of a step, and what a step takes."
 )
@@ -48,11 +48,13 @@ def command(
     edgemem compile r.onnx --board mali_g610 --runtime opencl -o mali/
     """
     from edgemem.boards import board as described
-    from edgemem.runtimes.aot.compiler import compile_model
 
     begin = time.perf_counter()
-    target = described(board)
+    target = described(board)  # what cannot be is refused before the compiler is loaded
     check_wishes(target, runtime, report)
+
+    from edgemem.runtimes.aot.compiler import compile_model
+
     with stderr().status(f"compiling {file}") as status:
         manifest = compile_model(
             file, target, output, name, progress=lambda stage: status.update(f"compiling {file}: {stage}")
@@ -97,9 +99,10 @@ def draw(manifest: Mapping[str, Any], path: Path) -> None:
     from edgemem.runtimes.aot.picture import svg
 
     notes = prediction_lines(manifest["prediction"]) if "prediction" in manifest else []
-    picture = svg(manifest["name"], manifest["arena"], len(manifest["calls"]), manifest["bytes"], notes)
+    picture = svg(manifest["name"], manifest["arena"], manifest["calls"], manifest["bytes"], notes)
     with atomic_write(path) as drawing:
         drawing.write(picture.encode())
+    stderr().print(f"wrote {path}", highlight=False, markup=False)
 
 
 def size_line(manifest: Mapping[str, Any]) -> str:

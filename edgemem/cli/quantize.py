@@ -16,11 +16,17 @@ if TYPE_CHECKING:
 @click.command("quantize")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The ONNX file to write.")
-@click.option("--scheme", required=True, metavar="SCHEME", help="f16, w8, …, with settings as NAME:key=value,…")
-@click.option("--calibrate", type=click.Path(path_type=Path), metavar="DATA", help=".npy, .npz, a folder of WAV, text.")
+@click.option(
+    "--scheme", default="w8", show_default=True, metavar="SCHEME", help="One of those below, as NAME:key=value,…"
+)
+@click.option("--calibrate", type=click.Path(path_type=Path), metavar="DATA", help="Data to look at: see below.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Tensors that stay as they are, such as 'head.*'.")
 @click.option(
-    "--state", default="f32", show_default=True, metavar="POLICY", help="f32, f16, i16, i8, i8+dither, auto …"
+    "--state",
+    default="f32",
+    show_default=True,
+    metavar="POLICY",
+    help="How states are stored: f32, f16, i16, i8, i8+dither, i8+feedback, auto.",
 )
 @click.option(
     "--state-budget", metavar="SHARE", help="What auto may cost: output error, or with --task its metric.  [0.5%]"
@@ -48,6 +54,21 @@ def command(
     edgemem quantize k.onnx -o k8.onnx --scheme w8
     edgemem verify k8.onnx --reference k.onnx --steps 10000
     edgemem quantize k.onnx -o ks.onnx --scheme w8a8 --state auto --state-budget 1% --task kws
+    edgemem quantize m.onnx -o m4.onnx --scheme vq:dim=4,codes=256,tune=500 --calibrate features.npy
+
+    
+    f16           float16 weights
+    w8            int8 weights, a scale per output
+    w8a8-dynamic  int8 × int8, activations scaled by row in every step
+    w8a8          the whole step in integers, scales from calibration; calibrator
+    w8a8-outlier  int8 × int8, the few huge features in float16; percent
+    w4g32         4-bit weights, a scale per 32 inputs
+    vq            codes of vectors of weights; dim, codes, residual, tune, seed
+    memory-vq     codes of what is remembered; dim, codes, tune, seed
+
+    w8a8, w8a8-outlier, memory-vq, and states other than f32 and f16 need calibration data, which a shipped model has
+    of its own. --calibrate takes an array in .npy [time, features] or [sequences, time, features], .npz with such
+    arrays by the names of the inputs, a sound or a folder of sounds, or a text.
     """
     from edgemem.quant import quantize
 

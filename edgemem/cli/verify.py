@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgemem.cli.options import json_option, print_json, progress_bar, stdout, table
+from edgemem.cli.options import json_option, print_json, progress_bar, stderr, stdout, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from edgemem.boards import Board
     from edgemem.program import Program
     from edgemem.runtimes.firmware.emulator import BoardProgram
     from edgemem.runtimes.firmware.proof import Proof
-    from edgemem.verify import Report
+    from edgemem.verify import Report, Stage
 
 
 @click.command("verify")
@@ -57,22 +58,25 @@ def command(
     """
     from edgemem.boards import board
     from edgemem.errors import CheckFailed, UsageError
-    from edgemem.program import load
+    from edgemem.modelfile import open_model
     from edgemem.verify import verify
 
+    targets = {name: board(name) for name in boards}  # all are known before the first is built
     if file.is_dir():
         raise UsageError(
             f"{file} is a folder: verify the model file that its program was made of, with --board {board_of(file)}"
         )
-    programs = {name: load(file, runtime=board(name).runtime, board=name) for name in boards}
-    on_boards = {program.runtime for program in programs.values()}
-    runtimes = tuple(name for name in runtimes if name not in on_boards)  # a runtime whose board is named runs there
+    model = open_model(file)
+    programs, unbuilt = on_boards(file, targets)
+    there = {target.runtime for target in targets.values()}
+    runtimes = tuple(name for name in runtimes if name not in there)  # a runtime whose board is named runs there
     with progress_bar() as progress:
         task = progress.add_task("comparing", total=steps * (len(runtimes) + 2 * len(boards)))
         report = verify(
             file, steps, runtimes, reference, programs=programs, seed=seed, tick=lambda: progress.advance(task)
         )
         proofs = firmware_proofs(file, programs, steps, seed, lambda: progress.advance(task))
+    report = replace(report, stages=(*report.stages, *unbuilt))
     if as_json:
         print_json(with_proofs(report, proofs, differing(programs, proofs) is None))
     else:
@@ -80,6 +84,13 @@ def command(
         for name, proof in proofs.items():
             bytes_are = "the bytes of this machine" if proof.byte_equal else f"first {proof.first_difference}"
             stdout().print(f"{name}: {proof.instructions_per_step:,.0f} instructions a step; {bytes_are}")
+    if reference is None and model.contract.quant.get("scheme", "none") != "none":
+        stderr().print(
+            f"{file} was not compared with the file that it was quantized from: that was recorded by `quantize`; pass "
+            "--reference PARENT to compare again",
+            markup=False,
+            highlight=False,
+        )
     if report.ok and (other := differing(programs, proofs)) is not None:
         raise CheckFailed(
             f"{file}: on {other} the step in integers is not, byte for byte, that of its reference; first "
@@ -87,6 +98,8 @@ def command(
         )
     if not report.ok:
         broken = next(stage for stage in report.stages if not stage.holds)
+        if broken.refused:
+            raise CheckFailed(f"{file}: {broken.refused}")
         raise CheckFailed(
             f"{file}: stage {broken.name} differs from {broken.reference}: {broken}; first at {broken.first}"
         )
@@ -98,6 +111,22 @@ def board_of(folder: Path) -> str:
         return str(json.loads((folder / "manifest.json").read_text())["board"]["name"])
     except (OSError, ValueError, KeyError, TypeError):
         return "BOARD"
+
+
+def on_boards(file: Path, targets: Mapping[str, Board]) -> tuple[dict[str, Program], list[Stage]]:
+    """The program of every board, and a failed stage for every board that it does not fit."""
+    from edgemem.errors import BudgetError
+    from edgemem.program import load
+    from edgemem.verify import unbuilt
+
+    programs: dict[str, Program] = {}
+    failed = []
+    for name, target in targets.items():
+        try:
+            programs[name] = load(file, runtime=target.runtime, board=name)
+        except BudgetError as error:
+            failed.append(unbuilt(name, error))
+    return programs, failed
 
 
 def firmware_proofs(
@@ -157,15 +186,21 @@ def show(report: Report) -> None:
         (
             stage.name,
             stage.reference,
-            "–" if stage.counts else str(stage.steps),
-            f"{stage.max_abs_error:.0f} altered" if stage.counts else f"{stage.max_abs_error:.1e}",
-            "0" if stage.counts else f"{stage.tolerance:.1e}",
-            stage.tensor or "–",
-            "–" if stage.counts else f"{stage.drift_per_1000_steps:.1e}",
-            "holds" if stage.holds else f"FAILS at {stage.first}",
+            *measures(stage),
+            "holds" if stage.holds else stage.refused or f"FAILS at {stage.first}",
         )
         for stage in report.stages
     ]
     stdout().print(
         table(("stage", "against", "steps", "error", "allowed", "of tensor", "drift / 1000", "verdict"), rows)
     )
+
+
+def measures(stage: Stage) -> tuple[str, str, str, str, str]:
+    """Steps, error, what is allowed, of which tensor, and drift; what a stage has none of is a dash."""
+    if stage.refused:
+        return ("–", "not built", "–", "–", "–")
+    if stage.counts:
+        return ("–", f"{stage.max_abs_error:.0f} altered", "0", stage.tensor or "–", "–")
+    error, allowed = f"{stage.max_abs_error:.1e}", f"{stage.tolerance:.1e}"
+    return (str(stage.steps), error, allowed, stage.tensor or "–", f"{stage.drift_per_1000_steps:.1e}")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from edgemem import contract as contracts
 from edgemem.boards import Board
 from edgemem.digests import canonical
 from edgemem.errors import BudgetError, UsageError
+from edgemem.files import check_place
 from edgemem.muted import muted
 from edgemem.runtimes.aot import (
     emit,
@@ -58,6 +60,7 @@ from edgemem.text import human_bytes
 EXPORTED = ("reset", "step", "step_bound", "finite", "state", "check",
             "team_bytes", "team_start", "team_step", "team_idle", "team_stop")  # fmt: skip
 GATHER = "take"  # PrimFuncs that read rows by index
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # of what C code of a user's can call
 HINT_CHARACTERS = 40  # of a kernel's name that say what it computes
 
 
@@ -160,11 +163,13 @@ def compile_model(
         BudgetError: the program needs more memory than the board has; nothing is written.
         CompileError: the C compiler failed.
         MissingDependency: TVM or the board's C compiler is not installed.
-        UsageError: `output` is a file, or a folder that holds something else.
+        UsageError: `output` is a file, or a folder that holds something else or cannot be written, or `name` is no C
+            identifier.
     """
-    require_tvm()
     target_folder = Path(output)
+    check_name(name)
     check_output(target_folder)
+    require_tvm()
     if board.gpu is not None:
         from edgemem.runtimes.gpu import write_program
 
@@ -216,7 +221,7 @@ def generated(
         ModelFileError, ContractError: the file is not a model, or has an operator without a kernel.
     """
     model = modelfile.open_model(path)
-    name = emit_calls.identifier(name or model.contract.model.name).lower()
+    name = emit_calls.prefix(name or model.contract.model.name)
     ranges = {port.name: port.range for port in model.contract.inputs if port.range is not None}
     progress("importing")
     target = machine(board) if target is None else target
@@ -234,16 +239,30 @@ def generated(
     return Generated(model, source, blob, kernels, [asdict(product) for product in found.products])
 
 
-def check_output(folder: Path) -> None:
-    """Refuse to write over anything but an earlier program.
+def check_name(name: str | None) -> None:
+    """Refuse a prefix of C functions that is no C identifier.
 
     Raises:
-        UsageError: a file, or a folder of other things.
+        UsageError: with what came, and a name near it.
+    """
+    if name is not None and not NAME.fullmatch(name):
+        raise UsageError(
+            f"--name {name!r} begins the names of C functions: a letter, then letters, digits and _ were wanted; "
+            f"take for example {emit_calls.prefix(name)}"
+        )
+
+
+def check_output(folder: Path) -> None:
+    """Refuse to write over anything but an earlier program, or where nothing can be written.
+
+    Raises:
+        UsageError: a file, a folder of other things, or a place that takes no files.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; give a folder for the program")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
         raise UsageError(f"{folder} holds other files and no {MANIFEST}; give a new or empty folder")
+    check_place(folder)
 
 
 def existing_parent(folder: Path) -> Path:
@@ -355,14 +374,17 @@ def build(folder: Path, source: emit_calls.Source, blob: bytes, kernels: AnyKern
     tools.compile(f"{n}_team.c", f"{n}_team.o", folder, *WARNINGS, *FLAGS, "-pthread")
     tools.compile(f"{n}_weights.S", f"{n}_weights.o", folder)
     objects = [f"{n}.o", f"{n}_kernels.o", f"{n}_weights.o"]
-    tools.archive(f"{n}.a", [*objects, f"{n}_team.o"], folder)
+    sound = front_end(folder, source)
+    for file in sound:
+        tools.compile(file, f"{file}.o", folder, *WARNINGS, *FLAGS)
+    tools.archive(f"{n}.a", [*objects, f"{n}_team.o", *(f"{file}.o" for file in sound)], folder)
     tools.shared(f"{n}.so", [*objects, f"{n}_team.o"], "exports.map", folder)
     (folder / "edgemem-run.c").write_text(emit_run.program(source))
-    sources = ["edgemem-run.c", *front_end(folder, source)]
-    tools.executable("edgemem-run", [*sources, *objects], folder, *WARNINGS, *FLAGS)
+    tools.executable("edgemem-run", ["edgemem-run.c", *sound, *objects], folder, *WARNINGS, *FLAGS)
     (folder / f"{n}.pc").write_text(emit_package.pkg_config(source))
-    (folder / f"{n}-config.cmake").write_text(emit_package.cmake_config(source, sources[1:]))
-    for leftover in (f"{n}.o", f"{n}_weights.o", f"{n}_team.o", "exports.map", "edgemem-run.c"):
+    (folder / f"{n}-config.cmake").write_text(emit_package.cmake_config(source, sound))
+    made = (f"{n}.o", f"{n}_weights.o", f"{n}_team.o", *(f"{file}.o" for file in sound))
+    for leftover in (*made, "exports.map", "edgemem-run.c"):
         (folder / leftover).unlink()
 
 

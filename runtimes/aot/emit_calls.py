@@ -39,9 +39,23 @@ def upper(name: str) -> str:
     return name.upper()
 
 
+KEYWORDS = {  # of C99
+    "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum", "extern", "float",
+    "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short", "signed", "sizeof",
+    "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while",
+}  # fmt: skip
+
+
 def identifier(name: str) -> str:
     """A tensor's name as a C identifier."""
-    return "".join(c if c.isascii() and c.isalnum() else "_" for c in name)
+    text = "".join(c if c.isascii() and c.isalnum() else "_" for c in name)
+    return f"_{text}" if text[:1].isdigit() or text in KEYWORDS else text
+
+
+def prefix(name: str) -> str:
+    """A model's name as the beginning of the names of C functions: lower case, a letter first."""
+    text = "".join(c if c.isascii() and c.isalnum() else "_" for c in name).lower()
+    return text if text[:1].isalpha() else f"m{text}"
 
 
 def preamble(source: Source) -> str:

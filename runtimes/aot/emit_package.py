@@ -13,13 +13,16 @@ from edgemem.runtimes.aot.emit_calls import Source
 
 
 def pkg_config(source: Source) -> str:
-    """NAME.pc: the static library and its header."""
+    """NAME.pc: the static library, the front end of a model of sound in it, and the headers.
+
+    The library goes by `-l:` because only what follows `-I` and `-L` is escaped: the folder's name may have spaces.
+    """
     return f"""\
 Name: {source.name}
 Description: {source.contract.model.name}, compiled by edgemem
 Version: {__version__}
 Cflags: -I${{pcfiledir}}
-Libs: ${{pcfiledir}}/{source.name}.a -pthread
+Libs: -L${{pcfiledir}} -l:{source.name}.a -pthread
 """
 
 

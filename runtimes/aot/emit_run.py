@@ -3,6 +3,7 @@
     edgemem-run < inputs > outputs     chunk after chunk, each with all inputs in the contract's order; so the outputs
     edgemem-run < sound > outputs      of a model of sound: 16-bit mono PCM in, rows of real frames out
     edgemem-run --features             such a model from its features, chunk after chunk
+    edgemem-run --help                 says so, with the shapes of the model
     edgemem-run --serve                one command at a time, for a caller that watches and moves the state:
         S inputs    a step           -> its error code as 4 bytes, and the outputs
         G           the states       -> all of them in the contract's order
@@ -109,6 +110,14 @@ static int take(unsigned char *base, const span *spans, size_t count)
     return 1;
 }}
 
+/* The exit code; says so where the output could not be written. */
+static int ended(int code)
+{{
+    if (!ferror(stdout)) return code;
+    fprintf(stderr, "{n}: standard output cannot be written\\n");
+    return 1;
+}}
+
 static int give(const void *data, size_t bytes)
 {{
     return fwrite(data, 1, bytes, stdout) == bytes;
@@ -137,16 +146,16 @@ static int states(unsigned char *state, int put)
 
 
 def main(source: Source) -> str:
-    """The loop over chunks, or over commands."""
+    """The flags, then the loop over chunks."""
     n, big, contract = source.name, upper(source.name), source.contract
     sound = emit_audio.takes_sound(contract)
     features = f"    const int features = {given('--features')};" if sound else ""
-    whole = "    if (argc == 1) return run_sound(&inputs, &outputs, state, arena);" if sound else ""
-    flags, source_of_bytes = ("--serve | --features", "pcm") if sound else ("--serve", "inputs")
+    whole = "    if (argc == 1) return ended(run_sound(&inputs, &outputs, state, arena));" if sound else ""
     return f"""\
+{usage(source)}
 int main(int argc, char **argv)
 {{
-    const int serve = {given("--serve")};
+    const int serve = {given("--serve")}, help = {given("--help")};
 {features}
     unsigned char *state = aligned(state_room), *arena = aligned(arena_room);
     {n}_inputs inputs;
@@ -155,22 +164,30 @@ int main(int argc, char **argv)
 
 {members(contract.inputs, "inputs", "in")}
 {members(contract.outputs, "outputs", "out")}
-    if (argc > 1 && !serve{" && !features" if sound else ""}) {{
-        fprintf(stderr, "usage: %s [{flags}] < {source_of_bytes} > outputs\\n", argv[0]);
-        return 2;
+    if (help || (argc > 1 && !serve{" && !features" if sound else ""})) {{
+        say_usage(help ? stdout : stderr, argv[0]);
+        return help ? 0 : 2;
     }}
     if ({n}_check() != {big}_OK || {n}_reset(state, {big}_STATE_BYTES) != {big}_OK) {{
         fprintf(stderr, "{n}: the weights are damaged\\n");
         return 1;
     }}
 {whole}
+{loop(source)}}}
+"""
+
+
+def loop(source: Source) -> str:
+    """Chunk after chunk, or command after command."""
+    n, big = source.name, upper(source.name)
+    return f"""\
     for (;;) {{
         const int command = serve ? getchar() : 'S';
         int32_t code = 0;
         if (command == EOF) return 0;
         if (command == 'S') {{
             const int came = take(in, in_spans, sizeof in_spans / sizeof in_spans[0]);
-            if (came == 0 && !serve) return fflush(stdout) == 0 ? 0 : 1;
+            if (came == 0 && !serve) return ended(fflush(stdout) == 0 ? 0 : 1);
             if (came != 1) {{
                 fprintf(stderr, "{n}: the input ends in the middle of a chunk\\n");
                 return 2;
@@ -180,18 +197,63 @@ int main(int argc, char **argv)
                 fprintf(stderr, "{n}: error %d, see {n}.h\\n", (int)code);
                 return 1;
             }}
-            if ((serve && !give(&code, sizeof code)) || !give_outputs()) return 1;
+            if ((serve && !give(&code, sizeof code)) || !give_outputs()) return ended(1);
         }} else if (command == 'R') {{
             code = {n}_reset(state, {big}_STATE_BYTES);
-            if (!give(&code, sizeof code)) return 1;
+            if (!give(&code, sizeof code)) return ended(1);
         }} else if (command == 'G') {{
-            if (!states(state, 0)) return 1;
+            if (!states(state, 0)) return ended(1);
         }} else if (command == 'P') {{
-            if (!states(state, 1) || !give(&code, sizeof code)) return 1;
+            if (!states(state, 1) || !give(&code, sizeof code)) return ended(1);
         }} else {{
+            fprintf(stderr, "{n}: --serve wants one of the commands S G P R, byte %d came; see --help\\n", command);
             return 2;
         }}
-        if (fflush(stdout) != 0) return 1;
+        if (fflush(stdout) != 0) return ended(1);
     }}
+"""
+
+
+def usage(source: Source) -> str:
+    """C text of `--help`: what each way to call the program reads, and what it writes."""
+    contract, sound = source.contract, emit_audio.takes_sound(source.contract)
+    chunks = ["  chunk after chunk, numbers as this processor holds them:", *map(port_line, contract.inputs)]
+    lines = [f"{contract.model.name} as a program: reads standard input, writes standard output.", ""]
+    if sound:
+        lines += ["(no flag)   raw sound: 16-bit little-endian mono PCM at the model's sample rate, no WAV header"]
+        lines += ["--features  what the model itself takes:", *chunks]
+    else:
+        lines += ["(no flag)   what the model takes:", *chunks]
+    lines += [
+        "--serve     commands of one byte, for a program that moves the state:",
+        "  S inputs  a step: its error code in 4 bytes, then the outputs",
+        "  G         all states    P states  put them: 4 bytes of 0    R  reset: its error code",
+        "",
+        f"Outputs are raw numbers too, without text, {'of every frame' if sound else 'of every chunk'}:",
+        *map(port_line, contract.outputs),
+        "Exit codes: 0 done, 1 an error of the step or of the output, 2 wrong usage or input.",
+    ]
+    text = "\n".join(f'    "{c_text(line)}\\n",' for line in lines)
+    return f"""\
+static const char *const usage_lines[] = {{
+{text}
+}};
+
+static void say_usage(FILE *file, const char *program)
+{{
+    size_t i;
+    fprintf(file, "usage: %s [{"--features | " if sound else ""}--serve] < inputs > outputs\\n", program);
+    for (i = 0; i < sizeof usage_lines / sizeof usage_lines[0]; ++i) fputs(usage_lines[i], file);
 }}
 """
+
+
+def port_line(port: InputFacts | OutputFacts) -> str:
+    """`    logits float32 [1, 1, 12]`"""
+    return f"    {port.name} {port.dtype} {list(port.shape)}"
+
+
+def c_text(line: str) -> str:
+    """A line as the inside of a C string, whatever a model calls its ports."""
+    plain = "".join(c if " " <= c <= "~" else "?" for c in line)
+    return plain.replace("\\", "\\\\").replace('"', '\\"').replace("?", "\\?")

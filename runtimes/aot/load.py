@@ -192,6 +192,10 @@ def load_folder(folder: Path, threads: int = 1) -> Program:
     """
     check_threads(threads)
     manifest = read_manifest(folder)
+    if manifest.get("runtime", "aot") != "aot":
+        raise ModelFileError(
+            f"{folder} holds a program of the {manifest['runtime']} runtime, not of aot; name that one"
+        )
     contract = contracts.decode(json.dumps(manifest["contract"]))
     if manifest["board"].get("kind") == "bare":
         from edgemem.runtimes.firmware.build import IMAGE

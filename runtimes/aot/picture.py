@@ -24,11 +24,18 @@ def arena_rows(plan: Plan) -> list[dict[str, Any]]:
 
 
 def svg(
-    name: str, rows: Sequence[Mapping[str, Any]], calls: int, sizes: Mapping[str, int], notes: Sequence[str] = ()
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    calls: Sequence[Mapping[str, Any]],
+    sizes: Mapping[str, int],
+    notes: Sequence[str] = (),
 ) -> str:
-    """Calls from left to right, bytes from bottom to top; a line where no plan could do with less; `notes` below."""
+    """Calls from left to right, bytes from bottom to top; a line where no plan could do with less; `notes` below.
+
+    Pointing at a box tells which call made it, the shape, and the last call that reads it.
+    """
     arena = max(1, sizes["arena"])
-    x, y = WIDTH / max(1, calls), HEIGHT / arena
+    x, y = WIDTH / max(1, len(calls)), HEIGHT / arena
     boxes = []
     for index, row in enumerate(rows):
         left, top = LEFT + max(0, row["first"]) * x, TOP + HEIGHT - (row["offset"] + row["bytes"]) * y
@@ -36,7 +43,7 @@ def svg(
         boxes.append(
             f'<rect x="{left:.1f}" y="{top:.1f}" width="{wide:.1f}" height="{high:.1f}" '
             f'fill="{COLOURS[index % len(COLOURS)]}" stroke="white" stroke-width="0.5">'
-            f"<title>{row['bytes']} bytes at {row['offset']}, calls {row['first']} to {row['last']}</title></rect>"
+            f"<title>{escape(tooltip(row, calls))}</title></rect>"
         )
     lines = [line for note in notes for line in textwrap.wrap(note.strip(), NOTE_CHARACTERS)]
     below = [
@@ -56,7 +63,25 @@ def svg(
 <text x="{LEFT - 8}" y="{TOP + 12}" font-size="12" text-anchor="end">{arena} B</text>
 <text x="{LEFT - 8}" y="{TOP + HEIGHT}" font-size="12" text-anchor="end">0</text>
 <text x="{LEFT}" y="{TOP + HEIGHT + 24}" font-size="12">call 0</text>
-<text x="{LEFT + WIDTH}" y="{TOP + HEIGHT + 24}" font-size="12" text-anchor="end">call {calls - 1}</text>
+<text x="{LEFT + WIDTH}" y="{TOP + HEIGHT + 24}" font-size="12" text-anchor="end">call {len(calls) - 1}</text>
 {chr(10).join(below)}
 </svg>
 """
+
+
+def tooltip(row: Mapping[str, Any], calls: Sequence[Mapping[str, Any]]) -> str:
+    """Whose bytes a box shows: of a tensor the call that makes it, its shape, and the call that reads it last."""
+    place = f"{row['bytes']} bytes at {row['offset']}"
+    if row["first"] < 0:  # brought in before the first call
+        return f"input, {place}; last read by {call_name(row['last'], calls)}"
+    if row["kind"] != "tensor":
+        return f"scratch of {call_name(row['first'], calls)}, {place}"
+    shapes = " ".join("×".join(map(str, shape)) for shape in calls[row["first"]]["result"])
+    return f"{shapes} of {call_name(row['first'], calls)}, {place}; last read by {call_name(row['last'], calls)}"
+
+
+def call_name(index: int, calls: Sequence[Mapping[str, Any]]) -> str:
+    """`call 3, NAME_k02_matmul`; what is read after the last call goes to the caller, an input may be read by none."""
+    if index < 0:
+        return "no call"
+    return f"call {index}, {calls[index]['symbol']}" if index < len(calls) else "the end of the step"

@@ -90,8 +90,14 @@ def found(tool: str) -> str:
     """
     place = shutil.which(tool)
     if place is None:
+        own = "-" not in tool  # of this machine; cross tools have their machine before their name
+        how = (
+            "install your system's C compiler (Debian, Ubuntu: apt-get install gcc)"
+            if own
+            else "`make boards` installs it"
+        )
         raise MissingDependency(
-            f"compiling for this board needs {tool}, which is not installed; `make boards` installs it"
+            f"compiling for {'this machine' if own else 'this board'} needs {tool}, which is not installed; {how}"
         )
     return place
 

@@ -129,7 +129,7 @@ def generated(path: Path, name: str | None) -> Generated:
         NotInteger: an operator that has no integer kernel.
     """
     model = modelfile.open_model(path)
-    name = emit_calls.identifier(name or model.contract.model.name).lower()
+    name = emit_calls.prefix(name or model.contract.model.name)
     step = lowered(model)
     contract = stored_contract(model.contract, step)
     plan, graph = least_memory(step, contract, name)

@@ -47,14 +47,14 @@ def write_folder(
         UsageError: `output` is a file, or a folder that holds something else.
     """
     from edgemem.runtimes.aot.compiler import check_output
-    from edgemem.runtimes.aot.emit_calls import identifier
+    from edgemem.runtimes.aot.emit_calls import prefix
     from edgemem.runtimes.opencl.generate import generated
     from edgemem.runtimes.opencl.host import host_files
 
     check_output(output)
     found = generated(path, board, progress)
     contract = found.model.contract
-    name = identifier(name or contract.model.name).lower()
+    name = prefix(name or contract.model.name)
     starts, offsets = packed_starts(found.model, len(found.weights))
     host = host_files(name, contract, found.step, offsets, len(found.weights) + len(starts))
 

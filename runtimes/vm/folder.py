@@ -46,7 +46,7 @@ def write_folder(
     from tvm.support import cc
 
     from edgemem.runtimes.aot.compiler import check_output
-    from edgemem.runtimes.aot.emit_calls import identifier
+    from edgemem.runtimes.aot.emit_calls import prefix
     from edgemem.runtimes.aot.toolchain import toolchain
     from edgemem.runtimes.vm.generate import generated
     from edgemem.runtimes.vm.in_place import turns
@@ -55,7 +55,7 @@ def write_folder(
     toolchain(board)  # says what to install where the linker is missing
     found = generated(path, board, progress)
     contract = found.model.contract
-    name = identifier(name or contract.model.name).lower()
+    name = prefix(name or contract.model.name)
     data, offsets = packed_starts(found.model, 0)
 
     def fill(folder: Path) -> None:
