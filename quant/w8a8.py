@@ -5,8 +5,7 @@
     smaller weights (of recurrences)       int16                          one per output
     left input of an int8 product          uint8, with a zero point       one, by the calibrator
     right input that is no weight          int8                           one, by the calibrator
-    bias of a product                      int32                          input scale x weight scale
-    every other float tensor               int16                          one per group, twice the largest value seen
+    biases and every other float tensor    int16                          one per group, twice the largest value seen
     wide states, and what is computed      float32                        none
     from them up to the next int8 product
 
@@ -197,22 +196,19 @@ def small(job: Job, node: ir.Node) -> bool:
 
 
 def product(plan: Plan, node: ir.Node, weights: dict[str, Weight]) -> None:
-    """int8 on both sides of a product, its bias in int32."""
-    if node not in plan.products:
-        return
-    left = operand(plan, node, 0, weights)
-    right = operand(plan, node, 1, weights)
-    add = bias_of(node)
-    if add is not None and right.dtype != FLOAT:
-        bias(plan, node, add, left, right)
+    """int8 on both sides of a product; its bias is a constant as others are, int16 in a scale of its own."""
+    if node in plan.products:
+        operand(plan, node, 0, weights)
+        operand(plan, node, 1, weights)
 
 
-def operand(plan: Plan, node: ir.Node, index: int, weights: dict[str, Weight]) -> ir.Value:
-    """One input of a product in int8; returns its scale."""
+def operand(plan: Plan, node: ir.Node, index: int, weights: dict[str, Weight]) -> None:
+    """One input of a product in int8."""
     value = node.inputs[index]
     assert value is not None
     if value.name in weights:
-        return stored(plan.job, weights[str(value.name)], node, index)
+        stored(plan.job, weights[str(value.name)], node, index)
+        return
     if value.const_value is not None:  # a constant that is no matrix: quantized as a whole
         low, high = float(numpy_of(value).min()), float(numpy_of(value).max())
     else:
@@ -220,13 +216,12 @@ def operand(plan: Plan, node: ir.Node, index: int, weights: dict[str, Weight]) -
         calibrator = CALIBRATORS[str(plan.job.settings["calibrator"])]
         low, high = calibrator(seen.values, seen.low, seen.high) if seen.low <= seen.high else (0.0, 0.0)
     scale, zero = affine(low, high) if index == 0 else symmetric(low, high)
-    made, step = round_trip(plan.job.model, value, f"{value.name}.{'u8' if index == 0 else 'i8'}", scale, zero)
+    made, _ = round_trip(plan.job.model, value, f"{value.name}.{'u8' if index == 0 else 'i8'}", scale, zero)
     node.replace_input_with(index, made)
-    return step
 
 
-def stored(job: Job, weight: Weight, node: ir.Node, index: int) -> ir.Value:
-    """The int8 matrix of a product; returns its scales."""
+def stored(job: Job, weight: Weight, node: ir.Node, index: int) -> None:
+    """The int8 matrix of a product, with one scale per output."""
     q, scale = w8.quantized(weight.rows)
     name = f"{weight.name}.q"
     if name not in job.model.graph.initializers:
@@ -239,42 +234,6 @@ def stored(job: Job, weight: Weight, node: ir.Node, index: int) -> ir.Value:
     )
     value.shape = weight.value.shape
     node.replace_input_with(index, value)
-    return steps
-
-
-def bias_of(node: ir.Node) -> ir.Node | None:
-    """The Add of a constant vector that alone reads a product, if there is one."""
-    uses = list(node.outputs[0].uses())
-    if len(uses) != 1 or uses[0][0].op_type != "Add" or node.outputs[0].is_graph_output():
-        return None
-    add, index = uses[0]
-    other = add.inputs[1 - index]
-    return add if other is not None and other.const_value is not None and len(other.const_value.shape) == 1 else None
-
-
-def bias(plan: Plan, node: ir.Node, add: ir.Node, left: ir.Value, right: ir.Value) -> None:
-    """A bias in units of the product's sums."""
-    model = plan.job.model
-    index = next(i for i, value in enumerate(add.inputs) if value is not None and value.const_value is not None)
-    value = add.inputs[index]
-    units_of = node.inputs[1].producer() if node.inputs[1] is not None else None
-    assert value is not None and units_of is not None
-    if not is_constant(units_of.inputs[0]):
-        return  # a product of two activations
-    source = right if is_constant(right) else right.producer().inputs[0]  # type: ignore[union-attr]
-    assert source is not None
-    array = numpy_of(value)
-    steps = numpy_of(left).astype(np.float64) * numpy_of(source).astype(np.float64)
-    if steps.shape != array.shape:
-        return
-    q = np.clip(np.rint(array / steps), -(2**31) + 1, 2**31 - 1).astype(np.int32)
-    build = Builder(model, str(value.name), node)
-    units = build.op("Mul", right, left, suffix="scale")
-    units.shape = value.shape
-    made = build.op("DequantizeLinear", build.constant(f"q.{node.name}", q), units, suffix="dequantized", axis=0)
-    made.shape = value.shape
-    add.replace_input_with(index, made)
-    plan.job.record(f"{value.name}", array, (q * steps).astype(np.float32), "int32", q.nbytes)
 
 
 # --- between products --------------------------------------------------------------------------------------------
