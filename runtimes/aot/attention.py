@@ -82,7 +82,12 @@ class Reader(PyExprMutator):  # type: ignore[misc]
         """Scores that are scaled by a constant as those of scaled queries, which are fewer."""
         found, factor = call.args
         scores = self.lookup_binding(found) if isinstance(found, relax.Var) else None
-        if not is_scores(scores) or not isinstance(factor, ir.GenericConst) or factor.value.numpy().size != 1:
+        if (
+            scores is None
+            or not is_scores(scores)
+            or not isinstance(factor, ir.GenericConst)
+            or factor.value.numpy().size != 1
+        ):
             return call
         queries, read = scores.args[1]
         if len(shape_of(factor)) > len(shape_of(queries)):
