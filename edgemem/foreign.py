@@ -357,8 +357,12 @@ def foreign_program(model: ModelFile, path: Path) -> ForeignProgram:
 
     Raises:
         ContractError: `path` is another file than the one that was adopted.
+        ModelFileError: there is no such file.
     """
     from edgemem.modelfile import start_values
+
+    if not path.is_file():
+        raise ModelFileError(f"{path} is no file; give the ONNX file that {model.path} was adopted from")
 
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != model.contract.model.source.sha256:

@@ -177,7 +177,7 @@ def tokens(stream: Stream, text: bytes) -> Array:
     except (ValueError, OverflowError) as error:
         raise InputError(
             f"{stream.contract.model.name} has no text encoding, so its tokens are read as whole numbers "
-            f"separated by spaces; {text[:20]!r} came"
+            f"separated by spaces; {text[:20].decode(errors='replace')!r} came"
         ) from error
 
 

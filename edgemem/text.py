@@ -17,6 +17,11 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def counted(number: int, word: str) -> str:
+    """'1 state', '2 states'."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
 def human_bytes(count: float) -> str:
     """1536 -> '1.5 KiB'."""
     for unit in ("B", "KiB", "MiB"):

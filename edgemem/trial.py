@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 FREE_RUN = 0.75  # of the steps go to one long run from the start state, where drift shows
 RESTART = 16  # steps from each random state: the next one is another corner of the declared ranges
+LOUDEST = 10.0  # standard deviations of noise that full scale takes: about as loud as speech
 PARTIAL = 0.2  # of the steps have a short chunk
 
 
@@ -70,11 +71,13 @@ def occasions(contract: Contract, steps: int, seed: int) -> Iterator[tuple[dict[
 
 
 def random_inputs(contract: Contract, rng: np.random.Generator) -> dict[str, Array]:
-    """One chunk: normal features, uniform tokens, now and then fewer real frames than the chunk has."""
+    """One chunk: normal features, sound, uniform tokens, now and then fewer real frames than the chunk has."""
     return {port.name: random_input(port, rng) for port in contract.inputs}
 
 
 def random_input(port: InputFacts, rng: np.random.Generator) -> Array:
+    if port.role == "samples":
+        return random_sound(port.shape, rng).astype(port.dtype)
     if port.range is None:
         return rng.standard_normal(port.shape).astype(port.dtype)
     low, high = port.range
@@ -82,6 +85,12 @@ def random_input(port: InputFacts, rng: np.random.Generator) -> Array:
         count = int(rng.integers(low, high + 1)) if rng.random() < PARTIAL else high
         return np.full(port.shape, count, port.dtype)
     return rng.integers(low, high + 1, size=port.shape).astype(port.dtype)
+
+
+def random_sound(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Noise in [-1, 1], every row [batch, row, ...] as loud as it happens, over 20 dB."""
+    loudness = 10 ** -rng.uniform(0, 1, size=(*shape[:2], *[1] * (len(shape) - 2)))
+    return np.clip(loudness * rng.standard_normal(shape) / LOUDEST, -1.0, 1.0)
 
 
 def random_state(state: StateFacts, rng: np.random.Generator) -> Array:

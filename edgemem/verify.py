@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgemem import contract as contracts
+from edgemem import onnxfile
 from edgemem.compare import Comparison
 from edgemem.errors import ConfigError, ContractError, MissingDependency, UsageError
 from edgemem.foreign import ForeignProgram, foreign_program, over_whole_sequence
@@ -251,8 +253,14 @@ def parent_program(model: ModelFile, path: Path) -> Program:
     """The parent file under onnxruntime, if its states and inputs are those of the model.
 
     Raises:
-        ContractError: the parent is another model.
+        ContractError: the parent is another model, or has no contract.
     """
+    if path.is_file() and contracts.KEY not in onnxfile.read(path).metadata:
+        raise ContractError(
+            f"{path} is ONNX without a contract, and the reference of {model.path} is the float file with a contract "
+            f"that it was made from; if that file was adopted from {path.name}, hold each to the one before it: "
+            f"`edgemem verify FLOAT.onnx --reference {path}`, `edgemem verify {model.path} --reference FLOAT.onnx`"
+        )
     parent = load(path)
     if model.contract.quant.get("scheme", "none") != "none":
         check_parent(model, parent.contract, path)

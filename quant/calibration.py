@@ -49,6 +49,7 @@ SPOTTERS = ("kws-lmuformer", "kws-tiny", "kws-spiking-lmuformer", "kws-gru", "kw
 EXCERPTS = {
     **dict.fromkeys(SPOTTERS, SPEECH),
     "asr-folding": WORDS,
+    "silero-vad": SPEECH,  # adopted; its sound is of the clips' own rate
     **dict.fromkeys(("lm-rwkv4", "lm-memformer", "lm-transformer-xl", "lm-transformer"), SOURCES),
 }
 PROBE_EPISODES, PROBE_SEED = 16, 7  # a seed that training may draw from

@@ -32,7 +32,7 @@ from edgemem.files import atomic_path, check_output
 from edgemem.inspect import state_bytes
 from edgemem.modelfile import ModelFile, open_model
 from edgemem.narrow import as_parent, helper
-from edgemem.program import load
+from edgemem.program import Program, load
 from edgemem.quant import calibration, graph
 from edgemem.quant import state as states
 from edgemem.quant.arguments import check_arguments
@@ -41,6 +41,9 @@ from edgemem.tasks import Score
 from edgemem.trial import trial
 
 CERTIFIED_STEPS = 512
+FOLLOWED = 256  # steps of calibration data over which outputs are compared
+MOST_ERROR = 0.1  # of the outputs' RMS there, from which on it is said
+MOST_APART = 0.5  # of a tensor's largest value, on random inputs, where there is no data
 HEADROOM = 2.0  # a longer run on other inputs meets larger errors than the certificate's
 SMALLEST_ELEMENTS = 512  # smaller matrices stay float32: they cost little, and those of recurrences matter much
 
@@ -61,6 +64,8 @@ class Report:
     tensors: tuple[TensorChoice, ...]
     states: Mapping[str, str]  # the policy of each
     certificate: Certificate
+    relative_tolerance: float = 0.0  # what `verify` allows, of each tensor's largest value
+    output_error: float | None = None  # RMS over calibration data, relative to the outputs' own
     skipped: tuple[TensorChoice, ...] = ()  # matrices that are too small to be worth it
     warnings: tuple[str, ...] = ()
     quality: Mapping[str, Any] | None = None
@@ -82,6 +87,8 @@ class Report:
             "states": dict(self.states),
             "tensors": [asdict(choice) for choice in self.tensors],
             "skipped": [asdict(choice) for choice in self.skipped],
+            "relative_tolerance": self.relative_tolerance,
+            "output_error": self.output_error,
             "certificate": self.certificate.model_dump(mode="json"),
             "warnings": list(self.warnings),
             "quality": dict(self.quality or {}),
@@ -137,8 +144,8 @@ def quantize(
     finish(job, {s.start for s in contract.states if isinstance(s.start, str)})
     contract = contract.model_copy(update={"quant": facts(job, chosen, model, data) | found_states})
     with atomic_path(Path(path_out)) as temporary:
-        certified(job, contract, chosen.name, temporary, steps)
-        report = report_of(job, chosen.name, model, open_model(temporary))
+        error = certified(job, contract, chosen, temporary, steps, data)
+        report = replace(report_of(job, chosen.name, model, open_model(temporary)), output_error=error)
         check_smaller(report, model)
         return replace(report, quality=judged(task, model.path, temporary, tick) if task else {})
 
@@ -159,16 +166,24 @@ def wanted_model(path_in: Path, path_out: Path, state: str, task: str | None) ->
     return model
 
 
-def certified(job: Job, contract: Contract, scheme: str, path: Path, steps: int) -> None:
-    """Write the file, compare it with its parent over `steps` steps, and write it again with the certificate."""
+def certified(
+    job: Job, contract: Contract, scheme: Scheme, path: Path, steps: int, data: calibration.Data | None
+) -> float | None:
+    """Write the file, compare it with its parent over `steps` steps, and write it again with the certificate.
+
+    Gives the error of the outputs on `data`; warns where that, or without data the certificate's, is large.
+    """
     save(job.model, contract, path)
     parent = load(job.parent)
     candidate = as_parent(open_model(path), load(path), parent)
     found = trial(parent, candidate, steps, tick=counted(job.tick, "comparing", steps))
     quant = {**contract.quant, "relative_tolerance": relative_tolerance(found)}
-    parity = (*contract.parity, certificate(found, scheme, steps))
+    parity = (*contract.parity, certificate(found, scheme.name, steps))
     contract = contract.model_copy(update={"parity": parity, "quant": quant})
     save(job.model, contract, path)
+    error = None if data is None else output_error(parent, candidate, data, min(steps, FOLLOWED))
+    job.warnings.extend(warnings_of(scheme, found, error, data))
+    return error
 
 
 def report_of(job: Job, scheme: str, parent: ModelFile, result: ModelFile) -> Report:
@@ -184,6 +199,8 @@ def report_of(job: Job, scheme: str, parent: ModelFile, result: ModelFile) -> Re
         tuple(job.choices),
         {s.name: str(s.quant["policy"]) for s in contract.states if not helper(s)},
         contract.parity[-1],
+        float(str(contract.quant["relative_tolerance"])),
+        None,
         tuple(job.skipped),
         tuple(job.warnings),
     )
@@ -195,6 +212,33 @@ def report_of(job: Job, scheme: str, parent: ModelFile, result: ModelFile) -> Re
         f"{-(-more // saved)} streams on"
     )
     return replace(report, warnings=(*report.warnings, streams))
+
+
+def output_error(parent: Program, child: Program, data: calibration.Data, count: int) -> float:
+    """RMS difference of the outputs on `count` steps of calibration data, relative to the parent's RMS; one run."""
+    left, right, difference, size = parent.new_state(), child.new_state(), 0.0, 0.0
+    for _, inputs in calibration.steps(parent.contract, data, count, runs=()):
+        wanted = {name: np.array(value, np.float64) for name, value in parent.step(inputs, left).items()}
+        came = child.step(inputs, right)
+        difference += sum(float(((came[name] - value) ** 2).sum()) for name, value in wanted.items())
+        size += sum(float((value**2).sum()) for value in wanted.values())
+    return float(np.sqrt(difference / max(size, 1e-30)))
+
+
+def warnings_of(scheme: Scheme, found: Comparison, error: float | None, data: calibration.Data | None) -> list[str]:
+    """What a user should know of a result that is far from its parent."""
+    if error is not None and data is not None and error > MOST_ERROR:
+        said = f"on the calibration data ({data.source}) the outputs are off by {error:.0%} of their size (RMS)"
+    elif error is None and found.max_rel_error > MOST_APART:
+        name, tensor = found.worst
+        said = (
+            f"on random inputs {name} is off by up to {tensor.max_abs_error:.2g}, of at most {tensor.max_reference:.2g}"
+        )
+    else:
+        return []
+    more = "calibrate with more data, take a scheme that scales in every step (w8a8-dynamic), "
+    what = "leave the tensors of the largest error out by --exclude, or take more bits, as w8 does"
+    return [f"{said}: {more if scheme.needs_data else ''}{what}"]
 
 
 def counted(tick: StageTick, stage: str, total: int) -> Callable[[], None]:

@@ -8,6 +8,8 @@
     biases and every other float tensor    int16                          one per group, twice the largest value seen
     wide states, and what is computed      float32                        none
     from them up to the next int8 product
+    squares between x and a root or a      float32                        none
+    logarithm of their sum
 
     before                            after
     Add(MatMul(x, W), b)              Add(MatMul(DQ(Q(x)), DQ(W.q, axis=1)), DQ(b.q))
@@ -163,18 +165,53 @@ def masked(job: Job, seen: dict[str, Observed], name: str) -> bool:
 
 
 def widened(job: Job, nodes: list[ir.Node]) -> set[str]:
-    """Wide states, and every float tensor between one of them and the next int8 product, comparison or output.
+    """Wide states, every float tensor between one of them and the next int8 product, comparison or output, and powers.
 
     So a state is updated in float32, and read in float32: a ratio of two sums that grow has no scale of int16. What a
     product makes of it is an activation like any other, even where another wide state follows.
     """
     wide = [state for state in job.contract.states if state.quant.get("wide")]
+    power = powers(nodes)
     found = {state.input for state in wide}
     for node in nodes:
         if any(value is not None and value.name in found for value in node.inputs) and not is_product(job, node):
             found |= {str(value.name) for value in node.outputs if value.dtype == FLOAT}
     outputs = {str(value.name) for value in job.model.graph.outputs}
-    return (found - outputs) | {name for state in wide for name in (state.input, state.output)}
+    return (found - outputs) | power | {name for state in wide for name in (state.input, state.output)}
+
+
+def powers(nodes: Iterable[ir.Node]) -> set[str]:
+    """What lies between squares and the root, or the logarithm, of their sum: a magnitude of a spectrum, for example.
+
+    A square spans twice the decades of what it is made of. One scale of int16 would make zeros of all that is less than
+    a 128th of the largest, of which the root makes something that matters again.
+    """
+    found: set[str] = set()
+    for node in nodes:
+        if node.op_type in ("Sqrt", "Log") and node.inputs[0] is not None:
+            found |= squares(node.inputs[0]) or set()
+    return found
+
+
+def squares(value: ir.Value) -> set[str] | None:
+    """The names of a sum of squares and of its terms; None where it is none."""
+    node = value.producer()
+    if node is None:
+        return None
+    x, y = (*node.inputs, None)[:2]
+    if (node.op_type == "Mul" and x is y) or (node.op_type == "Pow" and is_two(y)):
+        return {str(value.name)}
+    if node.op_type != "Add":
+        return None
+    terms = [squares(term) for term in (x, y) if term is not None and not is_constant(term)]
+    if not terms or None in terms:
+        return None
+    return {str(value.name)}.union(*(term for term in terms if term is not None))
+
+
+def is_two(value: ir.Value | None) -> bool:
+    """Whether a value is the number 2."""
+    return value is not None and value.const_value is not None and bool((numpy_of(value) == 2).all())
 
 
 # --- products ----------------------------------------------------------------------------------------------------

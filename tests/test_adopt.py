@@ -181,6 +181,87 @@ def test_wrong_options_leave_2(options: list[str], tmp_path: Path) -> None:
     assert result.exception.exit_code == 2
 
 
+# --- questions: each names the option that answers it, with an example ----------------------------------------------
+
+
+def asked(path: Path, match: str, request: Request | None = None) -> None:
+    with pytest.raises(UsageError, match=match):
+        adopt(path, path.parent / "out.onnx", request)
+    assert not (path.parent / "out.onnx").exists()
+
+
+def test_a_dynamic_axis_is_asked_for(tmp_path: Path) -> None:
+    path = average(tmp_path / "f.onnx", shape=[1, "width"])
+    asked(
+        path,
+        r"input x \[1, width\]: how long is axis 1 \(width\)\?.*--set width=16; or, if it is time, --layout x=BT and",
+    )
+    assert states(adopt(path, tmp_path / "m.onnx", Request(sets={"width": "16"}), steps=8)) == {"mean": "sure"}
+    asked(average(tmp_path / "g.onnx", shape=[1, None]), r"axis 1\?.*--set x.1=16")
+
+
+@pytest.mark.parametrize("symbol", ["past_sequence_length", "cache_len", "total_sequence_length", "max_seq"])
+def test_rows_that_were_are_no_steps(symbol: str, tmp_path: Path) -> None:
+    """A cache's axis is called a length, but nothing says that it is one step long."""
+    path = average(tmp_path / "f.onnx", "past_key", "present_key", [1, 2, symbol, 4])
+    asked(path, rf"axis 2 \({symbol}\)\?.*\(of a cache, the rows that it keeps: --set {symbol}=64\)")
+
+
+def test_the_example_for_ambiguous_states_answers(tmp_path: Path) -> None:
+    path = two(tmp_path / "f.onnx", ("p", "q", "r", "t"))
+    with pytest.raises(UsageError, match="for example --state") as caught:
+        adopt(path, tmp_path / "m.onnx")
+    example = str(caught.value).split("for example ")[1].split(";")[0]
+    result = CliRunner().invoke(cli, ["adopt", str(path), "-o", str(tmp_path / "m.onnx"), *example.split()])
+    assert result.exit_code == 0, result.exception
+
+
+def test_a_start_that_is_no_number(tmp_path: Path) -> None:
+    start = np.where(np.arange(8) == 3, np.nan, WEIGHTS).astype(np.float32)[None]
+    np.save(tmp_path / "start.npy", start)
+    request = Request(inits={"mean": tmp_path / "start.npy"})
+    with pytest.raises(
+        InputError, match=r"--init mean: .* holds nan at \[0, 3\].*save finite numbers, for example numpy"
+    ):
+        adopt(average(tmp_path / "f.onnx"), tmp_path / "m.onnx", request)
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_integers_of_no_known_range(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["length"], ["real"], to=FLOAT),
+        helper.make_node("Add", ["s", "real"], ["s_out"]),
+        helper.make_node("Mul", ["s_out", "x"], ["y"]),
+    ]
+    inputs, outputs = {"x": [1, 4], "length": [1], "s": [1, 4]}, {"y": [1, 4], "s_out": [1, 4]}
+    path = written(tmp_path / "f.onnx", nodes, inputs, outputs, types={"length": TensorProto.INT64})
+    asked(path, r"input length is of integers.*--range length=0,255, or, if .* same in every step .*--set length=VALUE")
+    assert states(adopt(path, tmp_path / "m.onnx", Request(sets={"length": "1"}), steps=8)) == {"s": "sure"}
+
+
+def test_a_chunk_that_the_file_does_not_take(tmp_path: Path) -> None:
+    asked(average(tmp_path / "f.onnx"), r"--chunk 4: a step of .*f\.onnx takes 1, and no dynamic", Request(chunk=4))
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"missing\.onnx does not exist; give the ONNX file that is to be adopted"):
+        adopt(tmp_path / "missing.onnx", tmp_path / "m.onnx")
+
+
+def test_one_state_is_one_state(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["adopt", str(average(tmp_path / "f.onnx")), "-o", str(tmp_path / "m.onnx")])
+    assert "bytes, 1 state);" in result.stderr.replace("\n", " ")
+
+
+def test_what_a_step_is_stands_in_the_table(tmp_path: Path) -> None:
+    np.save(tmp_path / "start.npy", WEIGHTS[None])
+    request = Request(inits={"mean": tmp_path / "start.npy"}, seconds=0.01)
+    found = adopt(average(tmp_path / "f.onnx"), tmp_path / "m.onnx", request, steps=8)
+    rows = {d.what: (d.value, d.reason) for d in found.decisions}
+    assert rows["step"] == ("1 frame, 10 ms", "--seconds")
+    assert rows["start of mean"] == (str(tmp_path / "start.npy"), "--init")
+
+
 # --- models that torch's own exporters wrote ---------------------------------------------------------------------
 
 
@@ -282,7 +363,7 @@ def test_the_names_of_keras(tmp_path: Path) -> None:
     inputs = {"keras_tensor": ["unk__1", "unk__2", 3], "lstm_input_h:0": state, "lstm_input_c:0": state}
     outputs = {"Identity:0": ["unk__1", "unk__2", 4], "Identity_1:0": state, "Identity_2:0": state}
     path = written(tmp_path / "f.onnx", nodes, inputs, outputs, constants)
-    refused(path, UsageError, r"input keras_tensor: how long is axis 0 \(unk__1\)\?")
+    refused(path, UsageError, r"input keras_tensor \[unk__1, unk__2, 3\]: how long is axis 0 \(unk__1\)\?")
     found = adopt(path, tmp_path / "m.onnx", Request(sets={"unk__1": "1", "unk__2": "2"}), steps=16)
     assert states(found) == {"lstm_input_h:0": "sure", "lstm_input_c:0": "sure"}
     pairs = [(pair.input, pair.output) for pair in adoption_of(found.contract).states]

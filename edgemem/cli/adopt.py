@@ -11,6 +11,7 @@ import click
 
 from edgemem.cli.options import json_option, parsed_settings, print_json, stderr, table
 from edgemem.errors import UsageError
+from edgemem.text import counted
 
 if TYPE_CHECKING:
     from edgemem.export.adopt import Adopted
@@ -47,6 +48,7 @@ DIGITS = 9  # that a number of rows may have
 @click.option("--sound", type=click.IntRange(1), metavar="RATE", help="The first input is raw samples at this rate.")
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), help="How long one frame lasts.")
 @click.option("--streaming", is_flag=True, help="FILE takes whole sequences: carry what it remembers of them.")
+@click.option("--no-recipe", is_flag=True, help="Leave out what is known of a model that is recognised.")
 @click.option("--name", help="What the model is called; the file's name if left out.")
 @json_option
 def command(
@@ -63,6 +65,7 @@ def command(
     sound: int | None,
     seconds: float | None,
     streaming: bool,
+    no_recipe: bool,
     name: str | None,
     as_json: bool,
 ) -> None:
@@ -73,6 +76,7 @@ def command(
 
     \b
     edgemem adopt silero_vad.onnx -o vad.onnx
+    edgemem adopt silero_vad.onnx -o vad8k.onnx --sound 8000
     edgemem adopt lstm.onnx -o m.onnx --set batch=1 --chunk 4 --state h0=hn --state c0=cn
     edgemem adopt tcn.onnx -o m.onnx --streaming --chunk 8
     edgemem adopt foreign.onnx -o m.onnx --layout x=TBF --init memory_in=start.npy
@@ -93,6 +97,7 @@ def command(
         seconds=seconds,
         streaming=streaming,
         name=name,
+        recipes=not no_recipe,
     )
     with stderr().status(f"adopting {file}"):
         found = adopt(file, output, request)
@@ -147,7 +152,7 @@ def show(output: Path, found: Adopted) -> None:
     console.print(table(("about", "decided", "how sure", "because of"), rows))
     proof = contract.parity[-1]
     console.print(
-        f"wrote {output} ({output.stat().st_size:,} bytes, {len(contract.states)} states); "
+        f"wrote {output} ({output.stat().st_size:,} bytes, {counted(len(contract.states), 'state')}); "
         f"equal to the foreign file over {proof.steps} steps: "
         f"largest error {proof.max_abs_error:.1e} of {proof.tolerance:.1e} allowed",
         highlight=False,

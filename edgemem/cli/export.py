@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgemem.cli.options import json_option, parsed_settings, print_json, settings_option, stderr
+from edgemem.text import counted
 
 if TYPE_CHECKING:
     from edgemem.contract import Contract
@@ -71,7 +72,7 @@ def command(
         print_json({"file": str(output), "bytes": output.stat().st_size, **contract.model_dump(mode="json")})
         return
     stderr().print(
-        f"wrote {output} ({output.stat().st_size:,} bytes, {len(contract.states)} states); "
+        f"wrote {output} ({output.stat().st_size:,} bytes, {counted(len(contract.states), 'state')}); "
         f"equal to {proof.reference} over {proof.steps} steps: "
         f"largest error {proof.max_abs_error:.1e} of {proof.tolerance:.1e} allowed",
         highlight=False,

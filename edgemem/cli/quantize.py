@@ -129,10 +129,12 @@ def show(report: Report, output: Path) -> None:
     if report.quality:
         q = report.quality
         console.print(f"{q['task']}: {q['metric']} {q['before']:.4f} → {q['after']:.4f}", highlight=False)
+    if report.output_error is not None:
+        console.print(f"outputs on the calibration data: {report.output_error:.2%} off (RMS)", highlight=False)
     console.print(
         f"{output}: {human_bytes(report.bytes_before)} → {human_bytes(report.bytes_after)} "
         f"({report.ratio:.3f}×); largest error {proof.max_abs_error:.1e}, {proof.max_rel_error:.1e} of the tensor's "
-        f"largest value, over {proof.steps} steps",
+        f"largest value, over {proof.steps} steps; `verify --reference` allows {report.relative_tolerance:.1e} of it",
         highlight=False,
         markup=False,
     )

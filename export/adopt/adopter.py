@@ -17,9 +17,9 @@ from edgemem.errors import ExportError, UsageError
 from edgemem.export.adopt import axes, boundary, detect, fixed, known, source, streaming
 from edgemem.export.adopt.build import sizes
 from edgemem.export.adopt.draft import Decision, Draft
-from edgemem.export.adopt.facts import contract_of, port_facts, start_values
+from edgemem.export.adopt.facts import contract_of, port_facts, say_step, start_values
 from edgemem.export.adopt.freeze import Freezer
-from edgemem.export.adopt.request import Request
+from edgemem.export.adopt.request import OPTIONS, RECIPE, Request
 from edgemem.export.adopt.rewrite import REWRITES, UNROLLED
 from edgemem.export.exporter import CERTIFIED_STEPS, EXTERNAL_FROM, save, staging
 from edgemem.export.graph import OPSET, check_operators
@@ -57,20 +57,31 @@ def adopt(
     frozen(draft)
     adoption = decided(draft)
     frames = boundary.check_frames(adoption, draft.entries(), draft.results())
+    check_chunk(draft, frames)
     starts = start_values(draft, adoption)
     facts = port_facts(draft, adoption, frames)
     boundary.apply(draft.graph, adoption, draft.entries(), draft.results(), [c.name for c in draft.carried])
     rewritten(draft)
     contract = contract_of(draft, adoption, frames, starts, facts)
+    say_step(draft, adoption, contract)
     with staging(output) as folder:
         contract = certified(draft, contract, folder / output.name, steps)
     return Adopted(contract, tuple(draft.decisions))
 
 
 def opened(path: Path, request: Request) -> Draft:
-    """The file, and what is known of it before anything is computed."""
+    """The file, and what is known of it before anything is computed.
+
+    Raises:
+        UsageError: options that contradict each other, or what is known of the file.
+    """
+    if request.sound and request.seconds:
+        raise UsageError(
+            f"--seconds {request.seconds:g} with --sound {request.sound}: how long a frame lasts follows from its "
+            "samples and their rate; leave --seconds out"
+        )
     model = source.opened(path)
-    found = known.recognised(model.graph, request.sets)
+    found = known.recognised(model.graph, request) if request.recipes else None
     draft = Draft(path, model, request if found is None else request.over(found[1]))
     if found is not None:
         draft.say("model", found[0].title, "sure", f"its inputs and outputs; run as {found[0].source} does")
@@ -80,7 +91,7 @@ def opened(path: Path, request: Request) -> Draft:
     axes.check_said(draft.request.layouts, list(draft.names))
     draft.constants = fixed.constants(model.graph, draft.request.sets)
     for name, value in draft.constants.items():
-        draft.say(f"input {name}", f"always {value}", "sure", "--set" if name in request.sets else "known model")
+        draft.say(f"input {name}", f"always {value}", "sure", draft.request.because("sets", name))
     return draft
 
 
@@ -94,7 +105,7 @@ def frozen(draft: Draft) -> None:
     rest = {name: value for name, value in request.sets.items() if name not in draft.constants}
     decided = fixed.sizes(model.graph, Request(**{**vars(request), "sets": rest}))
     for name, (size, reason) in decided.items():
-        draft.say(f"axis {name}", str(size), "sure" if reason == "--set" else "likely", reason)
+        draft.say(f"axis {name}", str(size), "sure" if reason in (OPTIONS["sets"], RECIPE) else "likely", reason)
     if request.streaming:
         step_of_sequence(draft)
     else:
@@ -131,7 +142,7 @@ def step_of_sequence(draft: Draft) -> None:
         found = axes.port_axes(value, draft.names.get(name, ()), request.layouts.get(name), streaming=True)
         if "T" in found.letters:
             letters[name] = found.letters
-            draft.say(f"input {name}", f"axes {found.letters}", found.certainty, found.reason)
+            draft.say(f"input {name}", f"axes {found.letters}", found.certainty, draft.because("layouts", name, found))
     if not letters:
         raise UsageError(
             f"{draft.path}: no input has a time axis; say which one it is by --layout INPUT=AXES, for example BTF"
@@ -212,6 +223,19 @@ def decided(draft: Draft) -> Adoption:
     )
 
 
+def check_chunk(draft: Draft, frames: int) -> None:
+    """Refuse `--chunk` where the file decides how many frames a step takes.
+
+    Raises:
+        UsageError: with both numbers.
+    """
+    if draft.request.chunk not in (None, frames):
+        raise UsageError(
+            f"--chunk {draft.request.chunk}: a step of {draft.path} takes {frames}, and no dynamic time axis leaves a "
+            "choice; leave --chunk out, or say which axis is time by --layout INPUT=AXES, for example BTF"
+        )
+
+
 def leading(port: Named, value: ir.Value, request: Request) -> tuple[int, int]:
     """Streams and frames of the first input."""
     shape = boundary.contract_shape(sizes(value), port.axes, "BT")
@@ -232,22 +256,23 @@ def input_port(draft: Draft, value: ir.Value, taken: set[str]) -> Named:
             f"--set {name}=VALUE, or --layout {name}= if every step has its own"
         )
     if flowing(draft, name) is None:
-        draft.say(
-            f"input {name}", f"axes {found.letters or 'none'} {list(sizes(value))}", found.certainty, found.reason
-        )
+        letters, why = found.letters or "none", draft.because("layouts", name, found)
+        draft.say(f"input {name}", f"axes {letters} {list(sizes(value))}", found.certainty, why)
     return Named(name=boundary.identifier(name, taken), foreign=name, axes=found.letters)
 
 
 def output_port(draft: Draft, value: ir.Value, name: str, frames: int, batch: int, taken: set[str]) -> Named:
     said = flowing(draft, name) or draft.request.layouts.get(name)
     found = axes.output_axes(value, draft.names.get(name, ()), said, frames, batch)
-    draft.say(f"output {name}", f"axes {found.letters or 'none'} {list(sizes(value))}", found.certainty, found.reason)
+    why = draft.because("layouts", name, found)
+    draft.say(f"output {name}", f"axes {found.letters or 'none'} {list(sizes(value))}", found.certainty, why)
     return Named(name=boundary.identifier(name, taken), foreign=name, axes=found.letters)
 
 
 def state_pair(draft: Draft, pair: detect.Found, value: ir.Value, batch: int, taken: set[str]) -> Pair:
     found = axes.state_axes(value, draft.names.get(pair.input, ()), draft.request.layouts.get(pair.input), batch)
-    draft.say(f"state {pair.input}", f"-> {pair.output} {list(sizes(value))}", pair.certainty, pair.reason)
+    why = draft.because("states", pair.input, pair)
+    draft.say(f"state {pair.input}", f"-> {pair.output} {list(sizes(value))}", pair.certainty, why)
     name = boundary.state_name((pair.input, pair.output), taken)
     return Pair(name=name, input=pair.input, output=pair.output, axes=found.letters)
 

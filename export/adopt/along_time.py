@@ -5,17 +5,18 @@ A rule puts a node in order that has time in the inputs `flows`, and notes where
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from edgemem.errors import ExportError
-from edgemem.export.adopt.build import Builder, known, sizes
+from edgemem.export.adopt.build import Array, Builder, known, sizes
 from edgemem.export.adopt.flow import Flow, Window, attribute_int, attribute_ints, axis_after
 from edgemem.export.adopt.rewrite.recurrent import REAL
 from edgemem.export.adopt.streamer import Rule, Streamer
 
+SEQUENCE_LENGTHS, STARTS = 4, {"h": 5, "c": 6}  # inputs of recurrent layers
 OPEN_END = 1 << 30  # from here on, the end of a Slice is the end of what it cuts
 POSITION = "it has another constant for every row, so it depends on position"
 ROW_BY_ROW = (
@@ -308,49 +309,81 @@ def gather(streamer: Streamer, node: ir.Node, flows: Mapping[int, Flow]) -> None
 
 def recurrent(streamer: Streamer, node: ir.Node, flows: Mapping[int, Flow]) -> None:
     """LSTM, GRU, RNN: forward in time, from a state where they started from constants."""
-    flow, x = flows.get(0), node.inputs[0]
     batch_first = attribute_int(node, "layout", 0) == 1
-    if flow is None or set(flows) != {0} or flow.axis != int(batch_first) or x is None:
+    flow, x = walked_along(streamer, node, flows, int(batch_first))
+    build = Builder(streamer.graph, node, node.name or node.op_type)
+    if flow.offset:
+        node.meta[REAL] = streamer.real_rows(build, flow, sizes(x)[flow.axis])
+    hidden, batch = sizes(node.inputs[2])[2], sizes(x)[int(not batch_first)]  # type: ignore[arg-type]
+    shape = [batch, 1, hidden] if batch_first else [1, batch, hidden]
+    inputs, ends = carried_starts(streamer, build, node, shape)
+    streamer.finish(build)
+    twin = twin_of(streamer, node, inputs, build.base)
+    after = Builder(streamer.graph, node, build.base)
+    for end in ends:
+        streamer.settle(after.reshape(twin.outputs[end], [1, *shape]))
+    streamer.finish(after)
+    streamer.become(node, twin.outputs)
+    streamer.flows[twin.outputs[0]] = Flow(int(batch_first), flow.rate, flow.offset, flow.short)
+
+
+def walked_along(streamer: Streamer, node: ir.Node, flows: Mapping[int, Flow], time: int) -> tuple[Flow, ir.Value]:
+    """The flow of a recurrent layer's frames along axis `time`, and the frames.
+
+    Raises:
+        ExportError: it walks along something else, or in another direction, or is told where to stop.
+    """
+    flow, x = flows.get(0), node.inputs[0]
+    if flow is None or set(flows) != {0} or flow.axis != time or x is None:
         raise ExportError(streamer.refusal(node, "time is not the axis that it walks along"))
     direction = node.attributes["direction"].as_string() if "direction" in node.attributes else "forward"
     if direction != "forward":
         raise ExportError(streamer.refusal(node, f"it walks {direction}, so it sees the future"))
-    if len(node.inputs) > 4 and node.inputs[4] is not None:
+    if len(node.inputs) > SEQUENCE_LENGTHS and node.inputs[SEQUENCE_LENGTHS] is not None:
         raise ExportError(streamer.refusal(node, "it is told how long the sequence is"))
-    build = Builder(streamer.graph, node, node.name or node.op_type)
-    if flow.offset:
-        node.meta[REAL] = streamer.real_rows(build, flow, sizes(x)[flow.axis])
-    ends = {"LSTM": (("h", 5, 1), ("c", 6, 2))}.get(node.op_type, (("h", 5, 1),))
-    hidden, batch = sizes(node.inputs[2])[2], sizes(x)[int(not batch_first)]  # type: ignore[arg-type]
-    shape = [batch, 1, hidden] if batch_first else [1, batch, hidden]
-    inputs, outputs = [*node.inputs, *[None] * 7][: max(7, len(node.inputs))], list(node.outputs)
-    starts = []
-    for letter, place, end in ends:
-        given = inputs[place]
-        constant = np.zeros(shape, np.float32) if given is None else known(given)
-        if constant is None:
+    return flow, x
+
+
+def carried_starts(
+    streamer: Streamer, build: Builder, node: ir.Node, shape: Sequence[int]
+) -> tuple[list[ir.Value | None], list[int]]:
+    """A layer's inputs with states [1, *shape] where it starts from constants, and the outputs that settle them.
+
+    Raises:
+        ExportError: something reads the state at the end of the sequence.
+    """
+    starts: list[Array | None] = [known(value) for value in node.inputs]
+    inputs, outputs = [*node.inputs, *[None] * STARTS["c"]][: max(STARTS["c"] + 1, len(node.inputs))], node.outputs
+    ends = []
+    for index, letter in enumerate("hc" if node.op_type == "LSTM" else "h"):
+        place, end = STARTS[letter], index + 1
+        given = place < len(node.inputs) and node.inputs[place] is not None
+        start = starts[place] if given else np.zeros(shape, np.float32)
+        if start is None:
             continue  # an input of the model's own
         if end < len(outputs) and (outputs[end].uses() or outputs[end].is_graph_output()):
             raise ExportError(
                 streamer.refusal(node, f"its last state ({outputs[end].name}) is only known when the sequence ends")
             )
-        state = streamer.carry(f"{build.base}_{letter}", constant.reshape(1, *shape), "recurrent")
+        state = streamer.carry(f"{build.base}_{letter}", start.reshape(1, *shape), "recurrent")
         inputs[place] = build.reshape(state, shape)
-        starts.append(end)
-    streamer.finish(build)
-    twin = ir.Node(node.domain, node.op_type, inputs[: max(place for _, place, _ in ends) + 1] + list(inputs[7:]),
-                   node.attributes.values(), num_outputs=max(len(outputs), 1 + len(ends)), name=node.name)  # fmt: skip
+        ends.append(end)
+    return inputs, ends
+
+
+def twin_of(streamer: Streamer, node: ir.Node, inputs: Sequence[ir.Value | None], base: str) -> ir.Node:
+    """A layer like `node` on other inputs, with all of its outputs named, in front of it."""
+    states = 2 if node.op_type == "LSTM" else 1
+    kept = [*inputs[: STARTS["h"] + states], *inputs[STARTS["c"] + 1 :]]
+    twin = ir.Node(node.domain, node.op_type, kept, node.attributes.values(),
+                   num_outputs=max(len(node.outputs), 1 + states), name=node.name)  # fmt: skip
     twin.meta.update(node.meta)
     for index, value in enumerate(twin.outputs):
-        value.name = outputs[index].name if index < len(outputs) and outputs[index].name else f"{build.base}.end{index}"
+        name = node.outputs[index].name if index < len(node.outputs) else None
+        value.name = name or f"{base}.end{index}"
     streamer.graph.insert_before(node, twin)
     streamer.infer(twin)
-    after = Builder(streamer.graph, node, build.base)
-    for end in starts:
-        streamer.settle(after.reshape(twin.outputs[end], [1, *shape]))
-    streamer.finish(after)
-    streamer.become(node, twin.outputs)
-    streamer.flows[twin.outputs[0]] = Flow(1 if batch_first else 0, flow.rate, flow.offset, flow.short)
+    return twin
 
 
 RULES: dict[str, Rule] = {

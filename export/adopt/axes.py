@@ -16,9 +16,12 @@ import onnx_ir as ir
 
 from edgemem.errors import UsageError
 from edgemem.export.adopt.build import sizes
+from edgemem.export.adopt.flow import attribute_ints
 from edgemem.text import nearest
 
 BATCH = r"(^|_)(batch|batch_size|batchsize|bs|n|b)($|_)|batch"
+# Rows that were, or that there may be at most, are no steps of a stream, whatever else the name says.
+STORED = r"past|cache|kv|total|max|mem|context|encoder|source|src"
 TIME = r"(^|_)(time|seq|sequence|frames?|steps?|len|length|t|l|samples?)($|_)|time|seq|frame"
 
 
@@ -41,7 +44,8 @@ def is_batch(symbol: str) -> bool:
 
 
 def is_time(symbol: str) -> bool:
-    return bool(symbol) and not is_batch(symbol) and re.search(TIME, symbol.lower()) is not None
+    plain = symbol.lower()
+    return bool(symbol) and not is_batch(symbol) and not re.search(STORED, plain) and bool(re.search(TIME, plain))
 
 
 def check_said(said: Mapping[str, str], known: Sequence[str]) -> None:
@@ -98,7 +102,8 @@ def read_by(value: ir.Value) -> Axes | None:
             return None
         node = readers[0]
         if node.op_type == "Transpose":
-            order = [order[i] for i in node.attributes["perm"].as_ints()]
+            perm = attribute_ints(node, "perm", range(rank)[::-1])
+            order = [order[i] for i in perm]
             value = node.outputs[0]
             continue
         letters = {"Conv": "BFT", "LSTM": "TBF", "GRU": "TBF", "RNN": "TBF"}.get(node.op_type)

@@ -17,6 +17,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import onnx_ir as ir
 
@@ -227,16 +228,25 @@ def by_shape(inputs: Mapping[str, ir.Value], outputs: Mapping[str, ir.Value], da
         if len(found) == 1 and len(rivals) == 1:
             yield Found(name, found[0], "likely", "nothing else has its dtype and shape")
         else:
-            raise UsageError(ambiguous(name, inputs[name], found, rivals))
+            raise UsageError(ambiguous(name, inputs[name], found, rivals, len(rivals) == data))
 
 
-def ambiguous(name: str, value: ir.Value, outputs: Sequence[str], rivals: Sequence[str]) -> str:
-    """The question that only the user can answer."""
+def ambiguous(name: str, value: ir.Value, outputs: Sequence[str], rivals: Sequence[str], alone: bool) -> str:
+    """The question that only the user can answer; `alone`: the rivals are all inputs, and one of them must be data."""
     others = f" as {', '.join(r for r in rivals if r != name)} could" if len(rivals) > 1 else ""
     return (
         f"input {name} {described(value)} could be a state with the output {' or '.join(outputs)}{others}, and nothing "
-        f"tells which; say --state {name}={outputs[0]}, or --state {name}= if it is no state"
+        f"tells which; say --state of each, for example {example(outputs, rivals, alone)}; IN=OUT where OUT is the "
+        "next step's IN, IN= where the input is no state"
     )
+
+
+def example(outputs: Sequence[str], rivals: Sequence[str], alone: bool) -> str:
+    """Options that would answer: the last outputs for the last rivals, the first of which is data if `alone`."""
+    data = list(rivals[:1]) if alone else []
+    states = rivals[len(data) :]
+    pairs = zip_longest([*data, *states], [*[""] * len(data), *outputs[-len(states) :]], fillvalue="")
+    return " ".join(f"--state {rival}={output}" for rival, output in pairs)
 
 
 def depends(result: ir.Value, value: ir.Value) -> bool:

@@ -8,8 +8,10 @@ from typing import Any
 
 import onnx_ir as ir
 
+from edgemem.export.adopt.axes import Axes
+from edgemem.export.adopt.detect import Found
 from edgemem.export.adopt.flow import Carried
-from edgemem.export.adopt.request import Request
+from edgemem.export.adopt.request import OPTIONS, Request
 from edgemem.export.adopt.streaming import Streamed
 
 
@@ -42,6 +44,10 @@ class Draft:
 
     def say(self, what: str, value: str, certainty: str, reason: str) -> None:
         self.decisions.append(Decision(what, value, certainty, reason))
+
+    def because(self, option: str, name: str, found: Axes | Found) -> str:
+        """The reason of a finding; where an option was it, whether a user or a recipe has given it."""
+        return self.request.because(option, name) if found.reason == OPTIONS[option] else found.reason
 
     @property
     def carried(self) -> tuple[Carried, ...]:

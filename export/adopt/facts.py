@@ -18,7 +18,7 @@ from edgemem.export.adopt import boundary, detect
 from edgemem.export.adopt.build import Array, constant, sizes
 from edgemem.export.adopt.draft import Draft
 from edgemem.export.adopt.flow import Carried
-from edgemem.export.adopt.request import Request
+from edgemem.export.adopt.request import OPTIONS, Request
 from edgemem.foreign import KEY, STATE, TAIL, Adoption, Named, tail_axis, to_contract
 from edgemem.samplerows import SampleRows
 from edgemem.state import StateRole
@@ -45,6 +45,13 @@ def start_values(draft: Draft, adoption: Adoption) -> dict[str, Array]:
             raise InputError(
                 f"--init {name}: {detect.described(value)} was wanted, {path} has {array.dtype}{list(array.shape)}; "
                 "save the start value as the foreign file takes it"
+            )
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            place = np.argwhere(~np.isfinite(array))[0].tolist()
+            raise InputError(
+                f"--init {name}: {path} holds {array[tuple(place)]} at {place}, and a start value is finite; "
+                f"save finite numbers, for example numpy.save({str(path)!r}, numpy.zeros({list(array.shape)}, "
+                f"'{array.dtype}')), or leave --init out to start from zeros"
             )
         whole = to_contract(array, pair.axes, STATE)
         if not (whole == whole[:1]).all():
@@ -147,7 +154,10 @@ def integer_range(value: ir.Value, request: Request) -> tuple[int, int]:
     ]  # fmt: skip
     if tables:
         return 0, min(tables) - 1
-    raise UsageError(f"input {name} is of integers, whose range nobody can guess; say --range {name}=LOW,HIGH")
+    raise UsageError(
+        f"input {name} is of integers, whose range nobody can guess; say --range {name}=LOW,HIGH, for example --range "
+        f"{name}=0,255, or, if it is the same in every step (a length, a rate, a mask), --set {name}=VALUE"
+    )
 
 
 def contract_of(
@@ -254,3 +264,32 @@ def array_of(value: ir.Value) -> Array:
     assert value.const_value is not None
     array: Array = value.const_value.numpy()
     return array
+
+
+def say_step(draft: Draft, adoption: Adoption, contract: Contract) -> None:
+    """Note what a step takes, how long that lasts, and what of it was said or guessed."""
+    request, foreign = draft.request, {port.name: port.foreign for port in adoption.inputs}
+    for name, rows in adoption.tails.items():
+        value = f"{rows} of its last, before the new ones"
+        draft.say(f"tail of {foreign[name]}", value, "sure", request.because("tails", foreign[name]))
+    for port in contract.inputs:
+        if port.range is not None and port.name in foreign:
+            said = foreign[port.name] in request.ranges
+            why = request.because("ranges", foreign[port.name]) if said else "its type, or the table that it looks up"
+            draft.say(f"range of {foreign[port.name]}", f"{port.range[0]} to {port.range[1]}", "sure", why)
+    for state in adoption.states:
+        if state.input in request.inits:
+            draft.say(f"start of {state.input}", str(request.inits[state.input]), "sure", OPTIONS["inits"])
+    step, frames, reason = contract.chunk, contract.chunk.frames, "the sizes of its inputs"
+    value = f"{frames} {step.unit}{'s' if frames > 1 else ''}"
+    if request.sound is not None and contract.inputs[0].frontend is not None:
+        rows = SampleRows.from_dict(contract.inputs[0].frontend)
+        value += f" of {rows.row_samples} samples at {rows.sample_rate} Hz"
+        reason = request.because("sound")
+    elif request.seconds is not None:
+        reason = request.because("seconds")
+    elif request.chunk is not None:
+        reason = request.because("chunk")
+    if step.seconds_per_unit is not None:
+        value += f", {1000 * frames * step.seconds_per_unit:g} ms"
+    draft.say("step", value, "sure", reason)

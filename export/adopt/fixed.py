@@ -96,7 +96,7 @@ def size_of(value: ir.Value, axis: int, symbol: str, place: str, request: Reques
     if said is not None:
         if not said.isdecimal() or len(said) > DIGITS or not 1 <= int(said) <= LARGEST:
             raise UsageError(f"--set {symbol or place}={said}: a size from 1 to {LARGEST} was wanted")
-        return int(said), "--set"
+        return int(said), request.because("sets", place, symbol)
     letters = request.layouts.get(value.name or "", "")
     letter = letters[axis] if axis < len(letters) else ""
     if letter == "B" or is_batch(symbol):
@@ -106,7 +106,17 @@ def size_of(value: ir.Value, axis: int, symbol: str, place: str, request: Reques
         return frames + request.tails.get(value.name or "", 0), "--chunk" if request.chunk else "one frame"
     if not symbol and axis == 0 and len(value.shape or ()) > 1:
         return 1, "one stream"
-    raise UsageError(
-        f"input {value.name}: how long is axis {axis}{f' ({symbol})' if symbol else ''}? it is dynamic, and a step has "
-        f"fixed sizes; say --set {symbol or place}=N"
+    raise UsageError(question(value, axis, symbol, place))
+
+
+def question(value: ir.Value, axis: int, symbol: str, place: str) -> str:
+    """What only the user knows of a dynamic axis: how long it is, or that it is time."""
+    shape, key = value.shape or (), symbol or place
+    shown = ", ".join(str(n) if isinstance(n, int) else str(n.value or "?") for n in shape)
+    time = "".join("T" if i == axis else "B" if i == int(axis == 0) else "F" for i in range(len(shape)))
+    cache = f" (of a cache, the rows that it keeps: --set {key}=64)" if len(shape) > 3 else ""
+    return (
+        f"input {value.name} [{shown}]: how long is axis {axis}{f' ({symbol})' if symbol else ''}? it is dynamic, and "
+        f"a step has fixed sizes; say --set {key}=N, for example --set {key}=16{cache}; or, if it is time, "
+        f"--layout {value.name}={time} and --chunk N, the frames of a step"
     )

@@ -39,6 +39,7 @@ GROWING = frozenset(  # what takes the size of its result from numbers that it r
      "HannWindow", "MaxUnpool", "MelWeightMatrix", "OneHot", "Pad", "Range", "Resize", "Tile", "Upsample"}
 )  # fmt: skip
 STANDARD = ("", "ai.onnx")
+UNFIT = (AssertionError, IndexError, KeyError, TypeError, ValueError, ArithmeticError)
 Rewrite = Callable[["Freezer", ir.Node], None]
 
 
@@ -87,6 +88,20 @@ class Freezer:
             self.one(node)
 
     def one(self, node: ir.Node) -> None:
+        """Freeze one node.
+
+        Raises:
+            ExportError: what it reads does not fit its operator, or each other.
+        """
+        try:
+            self.frozen(node)
+        except UNFIT as error:  # sizes and counts that the standard does not describe, found in whatever way
+            raise ExportError(
+                f"{where(node)}: its inputs and attributes do not fit each other ({first_line(error)}); the file is "
+                "malformed, export it again"
+            ) from error
+
+    def frozen(self, node: ir.Node) -> None:
         if self.is_copy(node):
             assert node.inputs[0] is not None
             self.become(node, [node.inputs[0]])

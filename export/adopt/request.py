@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+
+OPTIONS = {
+    "sets": "--set", "states": "--state", "inits": "--init", "layouts": "--layout", "tails": "--tail",
+    "ranges": "--range", "drops": "--drop", "chunk": "--chunk", "sound": "--sound", "seconds": "--seconds",
+    "streaming": "--streaming", "name": "--name",
+}  # fmt: skip
+NAMED = ("sets", "states", "inits", "layouts", "tails", "ranges")
+RECIPE = "the recipe known for this file"
 
 
 @dataclass(frozen=True)
@@ -27,11 +34,18 @@ class Request:
     seconds: float | None = None  # that one frame lasts
     streaming: bool = False  # the file takes whole sequences
     name: str | None = None  # what the model is called; the file's name, if left out
+    recipes: bool = True  # whether what is known of a recognised file counts
+    recipe: Request | None = None  # what of this a recipe said, and not the user
 
     def over(self, base: Request) -> Request:
-        """This, and what `base` says where this says nothing."""
-        merged: dict[str, Any] = {}
-        for item in fields(self):
-            ours, theirs = getattr(self, item.name), getattr(base, item.name)
-            merged[item.name] = {**theirs, **ours} if isinstance(ours, Mapping) else (ours or theirs)
-        return replace(self, **merged)
+        """This, and what the recipe `base` says where this says nothing."""
+        left = {name: {k: v for k, v in getattr(base, name).items() if k not in getattr(self, name)} for name in NAMED}
+        alone = {name: getattr(base, name) for name in OPTIONS if name not in NAMED and not getattr(self, name)}
+        merged = {name: {**left[name], **getattr(self, name)} for name in NAMED}
+        return replace(self, **merged, **alone, recipe=replace(Request(), **left, **alone))
+
+    def because(self, option: str, *names: str) -> str:
+        """Why something is as one of the options says: the option as a user gives it, or the recipe."""
+        said = self.recipe and getattr(self.recipe, option)
+        known = bool(said) and (not names or any(name in said for name in names))
+        return RECIPE if known else OPTIONS[option]

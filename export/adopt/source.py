@@ -14,19 +14,20 @@ from edgemem import contract as contracts
 from edgemem import onnxfile
 from edgemem.errors import ModelFileError, UsageError
 from edgemem.export.adopt.rewrite import REWRITES
+from edgemem.export.adopt.schemas import STANDARD, check_nodes
 from edgemem.text import first_line
-
-STANDARD = ("", "ai.onnx")
 
 
 def opened(path: Path) -> ir.Model:
     """A foreign model, functions inlined.
 
     Raises:
-        ModelFileError: no whole ONNX file, a pickle, external data outside its folder, an operator of no standard, or
-            a graph with a cycle or an undefined value.
+        ModelFileError: no whole ONNX file, a pickle, external data outside its folder, an operator of no standard, one
+            with inputs or attributes missing, or a graph with a cycle or an undefined value.
         UsageError: the file has a contract already.
     """
+    if not path.exists():
+        raise ModelFileError(f"{path} does not exist; give the ONNX file that is to be adopted")
     if path.is_file():
         check_pickle(path)
     found = onnxfile.read(path)  # bounds, and external data of the graph itself
@@ -37,6 +38,7 @@ def opened(path: Path) -> ir.Model:
         model = ir.passes.common.InlinePass()(model).model
     check_tensors(path, model)
     check_operators(path, model)
+    check_nodes(path, model)
     check_order(path, model)
     with readable(path):
         ir.external_data.load_to_model(model)

@@ -46,10 +46,10 @@ class Streamer(Freezer):
         self.names: set[str] = {value.name or "" for value in model.graph.inputs}
         self.counts: tuple[ir.Value, ir.Value | None] | None = None
 
-    def one(self, node: ir.Node) -> None:
+    def frozen(self, node: ir.Node) -> None:
         flows = {i: self.flows[v] for i, v in enumerate(node.inputs) if v is not None and v in self.flows}
         if not flows or node.op_type in ("Shape", "Size", "If") or self.is_copy(node):
-            super().one(node)
+            super().frozen(node)
             return
         rule = self.rules.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if rule is None:
@@ -101,7 +101,7 @@ class Streamer(Freezer):
     def finish(self, build: Builder) -> None:
         """Shapes for what a builder has put in: it knows about time itself."""
         for node in build.nodes:
-            Freezer.one(self, node)
+            Freezer.frozen(self, node)
 
     # --- which rows are rows of the sequence -------------------------------------------------------------------
 
