@@ -20,11 +20,14 @@ flash_origin, flash_bytes           where code and weights lie; `flash_data_orig
 ram_origin, ram_bytes               where state, arena and stack lie
 start_clock_hz                      of the core after `setup`, where that is another
 flash_wait_states, flash_line_bytes cycles that a line of flash is late at `clock_hz`, and what comes at once
-flash_driver, flash_page_bytes      how firmware writes flash, and what is erased at once, where it can
+flash_page_bytes                    of flash that are erased at once; with it, firmware keeps room for two snapshots
+flash_driver                        how firmware writes them, where edgemem knows
 interrupts                          of the device in its vector table, where firmware uses them
 microphone = "nrf"                  the driver of a microphone that firmware brings, see `runtimes/firmware/sound.py`
 boot = "vectors"                    what the core starts from, see `Boot`
 emulated_hz = 25_000_000            ticks a second of the counter that firmware reads, under the emulator
+flash_commands, flash_by_hand       what puts firmware.elf, .bin or .uf2 on the board; and how to do without such a tool
+uf2_family                          number of the chip, where the board takes UF2
 source = "..."                      the document that these facts are from
 [console]                           where text and the link to a host go, see `Console`
 
@@ -83,11 +86,15 @@ class Lane(Strict):
 
 
 class Console(Strict):
-    """`semihosting`: the debugger's (or the emulator's) files; `uart`: registers of `width` bits."""
+    """`semihosting`: the debugger's (or the emulator's) files; `uart`: registers of `width` bits.
+
+    `wires`: which port of which pins that is, and where they lead.
+    """
 
     kind: Literal["semihosting", "uart"]
     baud: int | None = None
     width: Literal[8, 32] = 32
+    wires: str | None = None
     transmit: Lane | None = None
     receive: Lane | None = None
 
@@ -152,6 +159,9 @@ class Board(Strict):
     compiler_flags: list[str] = []
     emulator: list[str] = []
     emulated_hz: int | None = None
+    flash_commands: list[str] = []
+    flash_by_hand: str | None = None
+    uf2_family: int | None = None
     runtime: Literal["aot", "opencl", "tvm"]
     source: str | None = None
     gpu: Gpu | None = None
@@ -164,8 +174,8 @@ class Board(Strict):
             if missing:
                 raise ValueError(f"a bare board needs {', '.join(missing)}")
             check_memory(self)
-            if (self.flash_driver is None) != (self.flash_page_bytes is None):
-                raise ValueError("flash_driver and flash_page_bytes come together")
+            if self.flash_driver is not None and self.flash_page_bytes is None:
+                raise ValueError("flash_driver needs flash_page_bytes")
             if (self.flash_wait_states is None) != (self.flash_line_bytes is None):
                 raise ValueError("flash_wait_states and flash_line_bytes come together")
             check_clocks(self)

@@ -4,6 +4,11 @@ A message says which thing, what was wanted, what came, and what to do. `exit_co
 line returns: 1 when a check failed, 2 when the usage or an input was wrong.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 
 class EdgememError(Exception):
     """Base of all errors of edgemem."""
@@ -36,7 +41,11 @@ class CompileError(EdgememError):
 
 
 class BudgetError(CompileError):
-    """A program that needs more memory than its board has."""
+    """A program that needs more memory than its board has; `needs` says how much of which, where that was counted."""
+
+    def __init__(self, message: str, needs: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.needs = dict(needs or {})
 
 
 class InputError(EdgememError):

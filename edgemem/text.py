@@ -31,6 +31,19 @@ def human_bytes(count: float) -> str:
     return f"{count:.1f} GiB"
 
 
+def hertz(count: float) -> str:
+    """25_000_000 -> '25 MHz'."""
+    return f"{count / 1e9:g} GHz" if count >= 1e9 else f"{count / 1e6:g} MHz"
+
+
+def duration(seconds: float) -> str:
+    """0.0154 -> '15.4 ms'; three digits."""
+    units = (("s", 1.0), ("ms", 1e3), ("µs", 1e6))
+    unit, scale = next((u for u in units if abs(seconds) * u[1] >= 0.9995), units[-1])
+    number = seconds * scale
+    return f"{number:,.0f} {unit}" if abs(number) >= 999.5 else f"{number:.3g} {unit}"
+
+
 def row_text(row: dict[str, object]) -> str:
     """One result of a stream as a line: time, then what came out."""
     start, end = row["t_start"], row["t_end"]

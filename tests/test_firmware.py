@@ -22,7 +22,7 @@ from edgemem.boards import board
 from edgemem.cli.main import cli
 from edgemem.errors import BudgetError, CheckFailed, ConfigError, MissingDependency, StreamError
 from edgemem.runtimes.firmware import budget, build, elf
-from edgemem.runtimes.firmware.emulator import Session
+from edgemem.runtimes.firmware.emulator import Session, command_of
 from edgemem.runtimes.firmware.proof import Proof
 from edgemem.trial import poisoned, random_inputs, random_state, trial
 from tests.aot_programs import compiled, model_file
@@ -121,6 +121,20 @@ def test_an_integer_step_of_other_bytes_fails_verify() -> None:
         "ok": True, "stages": [], "byte_equal": False, "instructions_per_step": {"a": 10.0, "b": 10.0},
         "boards": {"a": asdict(proofs["a"]), "b": asdict(proofs["b"])},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("on", "name"), CASES[1:3])
+def test_the_emulator_ends_with_the_outcome_of_the_self_test(files: Path, tmp_path: Path, on: str, name: str) -> None:
+    """For runs that nobody watches: status 0 after PASS, 1 after FAIL, where the input has an end."""
+    whole, broken = built(files, on, name), tmp_path / "broken"
+    shutil.copytree(whole, broken)
+    wrong_vector(broken / "src/vectors.c")
+    build.make(broken, "-B", "firmware.elf")
+    for folder, status, word in ((whole, 0, "PASS"), (broken, 1, "FAIL")):
+        command = command_of(board(on), folder / "firmware.elf")
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout.splitlines()[1].partition(" ")[0]) == (status, word), done.stdout
+        assert done.stdout.splitlines()[-1] == "stopped"
 
 
 def test_a_wrong_weight_fails_the_self_test(files: Path, tmp_path: Path) -> None:
@@ -227,33 +241,40 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(files: 
     needs("mps2_an386")
     small = tmp_path / "tiny.toml"
     text = resources.files("edgemem.devices").joinpath("mps2_an386.toml").read_text()
-    for field, value in (("name", '"tiny"'), ("flash_bytes", "16384"), ("ram_bytes", "8192")):
+    for field, value in (("name", '"tiny"'), ("flash_bytes", "16384"), ("ram_bytes", "1024")):
         text = re.sub(rf"^{field} = .*$", f"{field} = {value}", text, flags=re.MULTILINE)
     small.write_text(text)
     command = ["compile", str(model(files, "rwkv4")), "--board", str(small), "-o", str(tmp_path / "fw")]
     refused = CliRunner().invoke(cli, command).exception
     assert isinstance(refused, BudgetError) and refused.exit_code == 2
     said = re.fullmatch(
-        r"rwkv4 does not fit tiny: (\d+) bytes of flash needed, 16384 on the board \((.*)\)\. (.+)", str(refused)
+        r"rwkv4 does not fit tiny: .+ of flash needed, 16\.0 KiB on the board, .+ too much \((.*)\); .+ of RAM needed, "
+        r"1\.0 KiB on the board, .+ too much \((.*)\)\. (.+)",
+        str(refused),
     )
-    assert said is not None and int(said[1]) > 16384, str(refused)
-    assert re.fullmatch(r"code .+, weights .+, test vectors .+, snapshots .+", said[2])
+    assert said is not None, str(refused)
+    assert re.fullmatch(r"code .+, weights .+, test vectors .+, snapshots 0 B", said[1])
+    assert re.fullmatch(r"stack .+, data .+, io .+, state .+, arena .+", said[2])
+    flash, ram = refused.needs["flash"], refused.needs["RAM"]
+    assert flash["needed_bytes"] == sum(flash["parts"].values()) > flash["board_bytes"] == 16384
+    assert ram["needed_bytes"] == sum(ram["parts"].values()) > ram["board_bytes"] == 1024
     assert not (tmp_path / "fw").exists()
 
 
 @pytest.mark.parametrize(
     ("what", "excess", "scheme", "advice"),
     [
-        ("flash", 40_000, "none", "With --scheme f16 its weights take about 48.8 KiB."),
-        ("flash", 60_000, "none", "With --scheme w8 its weights take about 25.4 KiB."),
-        ("flash", 88_000, "none", "With --scheme vq:dim=4,codes=256 its weights take about 9.8 KiB."),
-        ("flash", 50_000, "w8a8", "With --scheme vq:dim=4,codes=256, made from the float file, its weights take about"),
+        ("flash", 40_000, "none", "`edgemem quantize --scheme f16`: its weights take about 48.8 KiB."),
+        ("soft flash", 40_000, "none", "`edgemem quantize --scheme w8a8`: its weights take about 25.4 KiB."),
+        ("flash", 60_000, "none", "`edgemem quantize --scheme w8a8`: its weights take about 25.4 KiB."),
+        ("flash", 88_000, "none", "`edgemem quantize --scheme vq:dim=4,codes=256`: its weights take about 9.8 KiB."),
+        ("flash", 50_000, "w8a8", "`edgemem quantize --scheme vq:dim=4,codes=256`, from the float file: its weights"),
         ("flash", 95_000, "none", "Its weights have to be 20.0 times smaller: take a smaller width or fewer layers."),
-        ("flash", 200_000, "none", "Code and snapshots alone are too large: take another board."),
-        ("RAM", 100, "none", "Quantized with --state i16, the states that may be narrow take"),
-        ("RAM", 12_000, "none", "With --scheme w8a8 states and arena are int16, half as large, where its step runs in"),
-        ("RAM", 99_000, "none", "Take a smaller width, fewer layers or another board."),
-        ("RAM", 12_000, "w8", "Take a smaller width, fewer layers or another board."),
+        ("flash", 200_000, "none", "Code alone is too large: take another board."),
+        ("RAM", 100, "none", "`edgemem quantize --state i16`: the states that may be narrow take"),
+        ("RAM", 12_000, "none", "`edgemem quantize --scheme w8a8`: states and arena are int16, half as large, in an"),
+        ("RAM", 99_000, "none", "For its RAM take a smaller width, fewer layers or another board."),
+        ("RAM", 12_000, "w8", "For its RAM take a smaller width, fewer layers or another board."),
     ],
 )
 def test_the_mildest_change_that_would_fit_is_named(
@@ -265,7 +286,18 @@ def test_the_mildest_change_that_would_fit_is_named(
     contract = open_model(model(files, "kws-lmuformer")).contract.model_copy(update={"quant": {"scheme": scheme}})
     program: Any = SimpleNamespace(model=SimpleNamespace(contract=contract), kernels=None)
     parts = {"weights": 100_000, "state": 15_000, "arena": 15_000, "io": 100}
-    assert budget.advice(program, what, parts, excess).startswith(advice)
+    core = board("microbit" if what.startswith("soft") else "mps2_an386")
+    assert budget.advice(core, program, what.removeprefix("soft "), parts, excess).startswith(advice)
+
+
+def test_snapshots_are_left_out_where_they_alone_do_not_fit() -> None:
+    """A step needs none: refusing the whole program for them would be too much."""
+    core = board("mps3_an547")
+    room = core.flash_bytes or 0
+    parts = {"code": 10_000, "weights": room - 12_000, "test_vectors": 1_000, "snapshots": 1_024}
+    assert budget.without_snapshots(core, parts) == {**parts, "snapshots": 0}
+    exact = {**parts, "code": 9_976}
+    assert sum(exact.values()) == room and budget.without_snapshots(core, exact) == exact
 
 
 def test_states_in_few_bits_run_on_a_board(files: Path, tmp_path: Path) -> None:
@@ -294,6 +326,13 @@ def test_without_its_compiler_or_emulator_a_board_says_what_installs_them(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingDependency, match=r"qemu-system-arm is not installed; `make boards` installs it"):
         edgemem.load(folder)
+    monkeypatch.setattr(edgemem.program, "load", lambda *args, **options: pytest.fail("it was compiled first"))
+    for name, wanted in (("mps2_an386", "qemu-system-arm is not installed"), ("nucleo_f446re", "no emulator runs its")):
+        refused = CliRunner().invoke(cli, ["verify", str(model(files, "rwkv4")), "--board", name]).exception
+        assert isinstance(refused, MissingDependency) and wanted in str(refused)
+        assert f"`edgemem compile FILE --board {name} -o fw` builds it; fw/README.md says how" in str(refused)
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingDependency, match=r"needs arm-none-eabi-gcc, .* `make boards` installs it"):
         compiled(model(files, "rwkv4"), tmp_path / "p", "mps2_an386")
 
@@ -317,7 +356,7 @@ def test_without_its_compiler_or_emulator_a_board_says_what_installs_them(
             "flash_page_bytes = 1024\nflash_line_bytes = 16\n",
             "flash_wait_states and flash_line_bytes come together",
         ),
-        ("flash_page_bytes = 1024\n", "", "flash_driver and flash_page_bytes come together"),
+        ("flash_page_bytes = 1024\n", "", "flash_driver needs flash_page_bytes"),
         ('boot = "vectors"', 'boot = "floppy"', "field boot: Input should be 'vectors'"),
     ],
 )

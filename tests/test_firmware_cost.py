@@ -131,8 +131,8 @@ def test_cycles_lie_between_what_the_tables_say(monkeypatch: pytest.MonkeyPatch)
     assert cost.time_of(16_000_000, 800, 900, None).load is None
     assert prediction_lines(cost.facts(found)) == [
         "a step: about 400 instructions (within 10%, by counts on mps2_an386), 364 to 889 cycles (a table)",
-        "  at 180 MHz 0.00202 to 0.00741 ms, 5% to 19% of real time: it keeps up",
-        "  at 16 MHz 0.0227 to 0.0556 ms, 57% to 139% of real time: it may be too slow "
+        "  at 180 MHz 2.02 µs to 7.41 µs, 5% to 19% of real time: it keeps up",
+        "  at 16 MHz 22.7 µs to 55.6 µs, 57% to 139% of real time: it may be too slow "
         "(the clock that the firmware starts with)",
     ]
     assert cost.predicted(board("nrf52840_dk"), True, [], None).times[0].clock_hz == 64_000_000  # type: ignore[union-attr]

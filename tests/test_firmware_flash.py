@@ -60,7 +60,8 @@ def test_a_state_of_the_host_starts_the_device_and_goes_back(firmware: Path, spo
         np.testing.assert_array_equal(there.step(x)["logits"], y)
     assert there.save() == 0
     (tmp_path / "back.bin").write_bytes(there.flash())
-    ran("--get", tmp_path / "back.bin", firmware, tmp_path / "back.safetensors")
+    said = ran("--get", tmp_path / "back.bin", firmware, tmp_path / "back.safetensors")
+    assert said.startswith(f"{tmp_path / 'back.safetensors'}: the state in {tmp_path / 'back.bin'}; ")
     last = host.stream()
     last.restore(tmp_path / "back.safetensors")
     for x, y in zip(steps[6:], wanted[6:], strict=True):

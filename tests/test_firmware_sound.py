@@ -109,7 +109,7 @@ def test_the_driver_of_a_microphone_is_in_the_vector_table(tiny: Path, tmp_path:
     needs("nrf52840_dk")
     compile_model(tiny, board("nrf52840_dk"), tmp_path / "fw", name="model")
     build.make(tmp_path / "fw", "microphone.elf", "EXTRA=-Werror")
-    for image, wanted in (("microphone.elf", "interrupt"), ("firmware.elf", "fault")):
+    for image, wanted in (("microphone.elf", "irq_29"), ("firmware.elf", "fault")):
         read = elf.read(tmp_path / "fw" / image)
         vectors = np.frombuffer(read.section(".vectors").data, "<u4")  # type: ignore[union-attr]
         assert len(vectors) == 16 + 48

@@ -48,6 +48,7 @@ def command(
     edgemem compile r.onnx --board mali_g610 --runtime opencl -o mali/
     """
     from edgemem.boards import board as described
+    from edgemem.errors import BudgetError
 
     begin = time.perf_counter()
     target = described(board)  # what cannot be is refused before the compiler is loaded
@@ -55,10 +56,15 @@ def command(
 
     from edgemem.runtimes.aot.compiler import compile_model
 
-    with stderr().status(f"compiling {file}") as status:
-        manifest = compile_model(
-            file, target, output, name, progress=lambda stage: status.update(f"compiling {file}: {stage}")
-        )
+    try:
+        with stderr().status(f"compiling {file}") as status:
+            manifest = compile_model(
+                file, target, output, name, progress=lambda stage: status.update(f"compiling {file}: {stage}")
+            )
+    except BudgetError as error:
+        if as_json:
+            print_json({"error": str(error), "needs": error.needs})
+        raise
     if report:
         draw(manifest, output / "memory.svg")
     if as_json:
@@ -133,6 +139,8 @@ def firmware_lines(manifest: Mapping[str, Any], folder: Path) -> list[str]:
         took, there = budget[f"{what}_bytes"]["linked"], budget["board"][f"{what}_bytes"]
         lines.append(f"{what}: {human_bytes(took)} of {human_bytes(there)} ({parts})")
     lines += prediction_lines(manifest["prediction"])
+    if manifest["snapshots"]["left_out"] is not None:
+        lines.append(f"no room for snapshots, the state ends with the power: {manifest['snapshots']['left_out']}")
     if manifest["no_sound"] is not None:
         lines.append(f"no example that hears: {manifest['no_sound']}")
     if manifest["sound"] is not None:
@@ -143,6 +151,8 @@ def firmware_lines(manifest: Mapping[str, Any], folder: Path) -> list[str]:
 
 def prediction_lines(found: Mapping[str, Any] | None) -> list[str]:
     """What a step will take and whether that keeps up with real time, or that nobody knows."""
+    from edgemem.text import duration
+
     if found is None:
         return ["a step: no emulated board has this core, so its instructions are not predicted"]
     text = (
@@ -154,8 +164,8 @@ def prediction_lines(found: Mapping[str, Any] | None) -> list[str]:
     least, most = found["cycles"]
     lines = [f"{text}, {least:,.0f} to {most:,.0f} cycles ({found['cycles_source']})"]
     for time_ in found["times"]:
-        low, high = (1e3 * seconds for seconds in time_["seconds"])
-        line = f"  at {time_['clock_hz'] / 1e6:g} MHz {low:.3g} to {high:.3g} ms"
+        least, most = (duration(seconds) for seconds in time_["seconds"])
+        line = f"  at {time_['clock_hz'] / 1e6:g} MHz {least} to {most}"
         if time_["load"] is not None:
             low, high = time_["load"]
             verdict = {True: "it keeps up", False: "it is too slow", None: "it may be too slow"}[time_["keeps_up"]]

@@ -67,6 +67,11 @@ def command(
             f"{file} is a folder: verify the model file that its program was made of, with --board {board_of(file)}"
         )
     model = open_model(file)
+    for target in targets.values():
+        if target.kind == "bare":
+            from edgemem.runtimes.firmware.emulator import require_emulator
+
+            require_emulator(target)  # before anything is compiled
     programs, unbuilt = on_boards(file, targets)
     there = {target.runtime for target in targets.values()}
     runtimes = tuple(name for name in runtimes if name not in there)  # a runtime whose board is named runs there

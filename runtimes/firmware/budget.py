@@ -26,7 +26,7 @@ from edgemem.text import human_bytes
 SNAPSHOT_HEADER_BYTES = 20
 NESTED = 3  # functions of an integer kernel that are open at once
 # Bytes beside those of float32 weights, the mildest scheme first; see the table of schemes in the README.
-SMALLER_WEIGHTS = (("f16", 0.5), ("w8", 0.26), ("w4g32", 0.15), ("vq:dim=4,codes=256", 0.1))
+SMALLER_WEIGHTS = (("f16", 0.5), ("w8a8", 0.26), ("w4g32", 0.15), ("vq:dim=4,codes=256", 0.1))
 PRESENT = {"none": 1.0, "f16": 0.5, "w8": 0.26, "w8a8": 0.26, "w8a8-dynamic": 0.26, "w4g32": 0.15}
 SMALLER_STATES = (("i16", 2), ("i8", 4))  # by what divides float32
 DATA_BYTES = 64  # variables of console, counter and snapshots
@@ -85,7 +85,7 @@ def predicted(board: Board, program: Generated, checks: Vectors, folder: Path, t
         "state": source.plan.state_bytes,
         "arena": source.plan.arena_bytes,
     }
-    return Budget(flash, ram)
+    return Budget(without_snapshots(board, flash), ram)
 
 
 def code_bytes(board: Board, program: Generated, objects: Sequence[Path]) -> int:
@@ -111,17 +111,33 @@ def check(board: Board, program: Generated, budget: Budget) -> None:
     """Refuse what the board cannot hold.
 
     Raises:
-        BudgetError: bytes needed and there, part by part, and the cheapest change that would fit.
+        BudgetError: bytes needed and there of every memory that is too small, part by part, and the cheapest change
+            that would fit; `needs` holds the numbers.
     """
     assert board.flash_bytes is not None and board.ram_bytes is not None
-    for what, parts, there in (("flash", budget.flash, board.flash_bytes), ("RAM", budget.ram, board.ram_bytes)):
-        needed = sum(parts.values())
-        if needed > there:
-            listed = ", ".join(f"{name.replace('_', ' ')} {human_bytes(count)}" for name, count in parts.items())
-            raise BudgetError(
-                f"{program.model.contract.model.name} does not fit {board.name}: {needed} bytes of {what} needed, "
-                f"{there} on the board ({listed}). {advice(program, what, parts, needed - there)}"
-            )
+    memories = (("flash", budget.flash, board.flash_bytes), ("RAM", budget.ram, board.ram_bytes))
+    sums = [(what, parts, sum(parts.values()), there) for what, parts, there in memories]
+    short = [row for row in sums if row[2] > row[3]]
+    if not short:
+        return
+    needs = {what: {"needed_bytes": n, "board_bytes": there, "parts": parts} for what, parts, n, there in sums}
+    said = []
+    for what, parts, needed, there in short:
+        listed = ", ".join(f"{name.replace('_', ' ')} {human_bytes(count)}" for name, count in parts.items())
+        said.append(
+            f"{human_bytes(needed)} of {what} needed, {human_bytes(there)} on the board, {human_bytes(needed - there)} "
+            f"too much ({listed})"
+        )
+    advised = dict.fromkeys(advice(board, program, what, parts, needed - there) for what, parts, needed, there in short)
+    raise BudgetError(
+        f"{program.model.contract.model.name} does not fit {board.name}: {'; '.join(said)}. {' '.join(advised)}", needs
+    )
+
+
+def without_snapshots(board: Board, flash: dict[str, int]) -> dict[str, int]:
+    """The parts of flash, the snapshots left out where all of them are too much: a step needs none."""
+    assert board.flash_bytes is not None
+    return flash if sum(flash.values()) <= board.flash_bytes else {**flash, "snapshots": 0}
 
 
 def free(board: Board, budget: Budget) -> dict[str, int]:
@@ -130,24 +146,29 @@ def free(board: Board, budget: Budget) -> dict[str, int]:
     return {"flash": board.flash_bytes - budget.flash_bytes, "ram": board.ram_bytes - budget.ram_bytes}
 
 
-def advice(program: Generated, what: str, parts: dict[str, int], excess: int) -> str:
+def advice(board: Board, program: Generated, what: str, parts: dict[str, int], excess: int) -> str:
     """The change that costs the least quality among those that would free `excess` bytes."""
-    return flash_advice(program, parts, excess) if what == "flash" else ram_advice(program, parts, excess)
+    return flash_advice(board, program, parts, excess) if what == "flash" else ram_advice(program, parts, excess)
 
 
-def flash_advice(program: Generated, parts: dict[str, int], excess: int) -> str:
-    """A scheme with smaller weights, or how much smaller they have to be."""
+def flash_advice(board: Board, program: Generated, parts: dict[str, int], excess: int) -> str:
+    """A scheme with smaller weights, or how much smaller they have to be.
+
+    A float file is first advised to run in integers; schemes whose activations stay float32 come where they are more
+    exact or smaller, and not at all on a core without an FPU, if integers are small enough.
+    """
     scheme, weights = str(program.model.contract.quant.get("scheme", "none")), parts["weights"]
     present = PRESENT.get(scheme, 0.0)
     for other, ratio in SMALLER_WEIGHTS:
         wanted = weights * ratio / present if present else weights
-        if ratio < present and weights - wanted >= excess:
-            origin = "" if scheme == "none" else ", made from the float file,"
-            return f"With --scheme {other}{origin} its weights take about {human_bytes(int(wanted))}."
+        if ratio >= present or weights - wanted < excess or (other == "f16" and build.soft(board)):
+            continue
+        origin = "" if scheme == "none" else ", from the float file"
+        return f"`edgemem quantize --scheme {other}`{origin}: its weights take about {human_bytes(int(wanted))}."
     if excess < weights:
         times = weights / (weights - excess)
         return f"Its weights have to be {times:.1f} times smaller: take a smaller width or fewer layers."
-    return "Code and snapshots alone are too large: take another board."
+    return "Code alone is too large: take another board."
 
 
 def ram_advice(program: Generated, parts: dict[str, int], excess: int) -> str:
@@ -165,9 +186,9 @@ def ram_advice(program: Generated, parts: dict[str, int], excess: int) -> str:
         if freed < excess:
             continue
         if option == "--scheme w8a8":
-            return f"With {option} states and arena are int16, half as large, where its step runs in integers."
-        return f"Quantized with {option}, the states that may be narrow take {human_bytes(int(held * size))}."
-    return "Take a smaller width, fewer layers or another board."
+            return "`edgemem quantize --scheme w8a8`: states and arena are int16, half as large, in an integer step."
+        return f"`edgemem quantize {option}`: the states that may be narrow take {human_bytes(int(held * size))}."
+    return "For its RAM take a smaller width, fewer layers or another board."
 
 
 def weighed(board: Board, budget: Budget, image: elf.Elf) -> dict[str, Any]:

@@ -20,19 +20,17 @@ from edgemem.errors import CompileError
 from edgemem.runtimes.aot.compiler import compile_model
 from edgemem.runtimes.aot.load import MANIFEST, load_folder, read_manifest
 from edgemem.runtimes.firmware import build
-from edgemem.runtimes.firmware.emulator import BoardProgram, command_of
-
-STEPS = 32
+from edgemem.runtimes.firmware.emulator import COUNTED_STEPS, BoardProgram, require_emulator
 
 
-def bench(files: Sequence[Path], board: Board, steps: int = STEPS) -> dict[str, Any]:
+def bench(files: Sequence[Path], board: Board, steps: int = COUNTED_STEPS) -> dict[str, Any]:
     """Instructions per step and per kernel of every file, on the board's emulator.
 
     Raises:
         MissingDependency: the board's compiler or emulator is not installed.
         BudgetError, CompileError: a file cannot become firmware of the board.
     """
-    command_of(board, Path(build.IMAGE))  # before anything is compiled
+    require_emulator(board)  # before anything is compiled
     rows = []
     for file in files:
         with tempfile.TemporaryDirectory(prefix="edgemem-") as name:
@@ -42,7 +40,7 @@ def bench(files: Sequence[Path], board: Board, steps: int = STEPS) -> dict[str, 
     return {"machine": {"board": board.name, "emulator": board.emulator[0]}, "rows": rows}
 
 
-def counted(folder: Path, spare: Path, steps: int = STEPS, flags: str = "") -> dict[str, Any]:
+def counted(folder: Path, spare: Path, steps: int = COUNTED_STEPS, flags: str = "") -> dict[str, Any]:
     """Instructions of a compiled firmware; it is built with marks in the folder `spare`, with `flags` added."""
     manifest = read_manifest(folder)
     program = loaded(folder)

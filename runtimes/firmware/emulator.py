@@ -32,6 +32,7 @@ WORD_BYTES = 4
 TIMEOUT_S = 60.0  # of one answer; a step of a large model on an emulated soft-float core takes seconds
 TAIL_CHARACTERS = 400
 WHOLE = 0xFFFFFFFF
+COUNTED_STEPS = 32  # that a count of instructions is the mean of
 COUNTED = ("-icount", "shift=0")  # one instruction is one nanosecond of the emulated clock
 
 
@@ -41,13 +42,31 @@ def command_of(board: Board, image: Path, counted: bool = False, flash: tuple[Pa
     Raises:
         MissingDependency: the board has no emulator, or it is not installed.
     """
-    if not board.emulator or shutil.which(board.emulator[0]) is None:
-        wanted = (
-            f"{board.emulator[0]} is not installed; `make boards` installs it"
-            if board.emulator
-            else "it has no emulator: the firmware is built, and a board has to run it"
-        )
-        raise MissingDependency(f"{board.name}: {wanted}. Flash {image.with_suffix('.bin')} to run it there.")
+    require_emulator(board)
+    return command_line(board, image, counted, flash)
+
+
+def require_emulator(board: Board) -> None:
+    """Refuse a board whose firmware nothing runs here.
+
+    Raises:
+        MissingDependency: the board has no emulator, or it is not installed.
+    """
+    if board.emulator and shutil.which(board.emulator[0]) is not None:
+        return
+    wanted = (
+        f"{board.emulator[0]} is not installed; `make boards` installs it. Or run the firmware on a board"
+        if board.emulator
+        else "no emulator runs its firmware, a board has to"
+    )
+    raise MissingDependency(
+        f"{board.name}: {wanted}: `edgemem compile FILE --board {board.name} -o fw` builds it; fw/README.md says how "
+        "to flash and read it"
+    )
+
+
+def command_line(board: Board, image: Path, counted: bool = False, flash: tuple[Path, int] | None = None) -> list[str]:
+    """What `command_of` gives, installed here or not; of a board that has an emulator."""
     assert board.console is not None
     uart = board.console.kind == "uart"
     link = ["-chardev", "stdio,id=host,signal=off", "-serial", "chardev:host"] if uart else ["-serial", "null"]

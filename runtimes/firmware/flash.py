@@ -3,9 +3,10 @@
     python -m edgemem.runtimes.firmware.flash fw/ --put s.safetensors -o flash.bin
     flash.bin: 2 banks of 5120 bytes; write it to 0x003fd800, and the firmware goes on from there
     python -m edgemem.runtimes.firmware.flash fw/ --get flash.bin -o s.safetensors
+    s.safetensors: the state in flash.bin; `edgemem run FILE --state s.safetensors` goes on from it
 
-`fw/` is a folder that `edgemem compile --board` wrote; `c/snapshot.h` says what lies in a bank. Which input a stream
-was at is no part of a device's state: a snapshot that is read back counts from 0.
+`fw/` is a folder that `edgemem compile --board` wrote; its `src/snapshot.h` says what lies in a bank. Which input a
+stream was at is no part of a device's state: a snapshot that is read back counts from 0.
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ def bank_bytes(manifest: Mapping[str, Any]) -> int:
     if "snapshots" not in manifest:
         raise UsageError(f"{manifest['board']['name']} is no microcontroller; give a folder with firmware")
     found = int(manifest["snapshots"]["bank_bytes"])
+    if not found and manifest["snapshots"].get("left_out"):
+        raise UsageError(f"the firmware keeps no snapshot: {manifest['snapshots']['left_out']}; make the model smaller")
     if not found:
         raise UsageError(
             f"{manifest['board']['name']}: edgemem has no driver for its flash, so its firmware keeps no snapshot; "
@@ -183,12 +186,16 @@ def main() -> None:
         with atomic_write(options.output) as file:
             file.write(made)
     except EdgememError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"edgemem: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     if options.put:
         address = manifest["snapshots"]["address"]
         print(f"{options.output}: {BANKS} banks of {len(made) // BANKS} bytes; write it to {address:#010x}, "
               "and the firmware goes on from there")  # fmt: skip
+        if manifest["board"].get("flash_driver") is None:
+            print("edgemem has no driver for this flash: the firmware needs one in app/, see src/flash_none.c")
+    else:
+        print(f"{options.output}: the state in {source}; `edgemem run FILE --state {options.output}` goes on from it")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from edgemem.boards import Board
 
-VECTOR_ALIGNMENT = 256  # a table of 16 entries needs 128; the RP2040's second stage enters it at 256
+VECTOR_ALIGNMENT = 256  # at least; the RP2040's second stage enters the table there
+SYSTEM_VECTORS = 16
 
 
 def linker_script(board: Board, stack_bytes: int, bank_bytes: int) -> str:
@@ -91,8 +92,13 @@ def vectors(board: Board) -> str:
     if board.boot in ("riscv", "esp32c3"):
         return ""
     return f"""\
-    .vectors : ALIGN({VECTOR_ALIGNMENT}) {{ KEEP(*(.vectors)) }} > FLASH
+    .vectors : ALIGN({vector_alignment(board)}) {{ KEEP(*(.vectors)) }} > FLASH
     .image_def : ALIGN(4) {{ KEEP(*(.image_def)) }} > FLASH"""
+
+
+def vector_alignment(board: Board) -> int:
+    """A power of two that the whole table fits in, as VTOR wants it."""
+    return max(VECTOR_ALIGNMENT, 1 << (4 * (SYSTEM_VECTORS + board.interrupts) - 1).bit_length())
 
 
 def constants(board: Board) -> str:
@@ -116,7 +122,7 @@ def data_load(board: Board) -> str:
 
 def snapshots(board: Board, bank_bytes: int) -> str:
     """Both banks at the end of flash: no section, so that an image leaves alone what is in them."""
-    if board.flash_driver is None:
+    if board.flash_page_bytes is None:
         return "    snapshot_start = 0;\n    snapshot_end = 0;"
     assert board.flash_origin is not None and board.flash_bytes is not None
     end = board.flash_origin + board.flash_bytes

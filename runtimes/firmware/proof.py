@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgemem.program import Program
-from edgemem.runtimes.firmware.emulator import BoardProgram
+from edgemem.runtimes.firmware.emulator import COUNTED_STEPS, BoardProgram
 from edgemem.trial import random_inputs
-
-COUNTED_STEPS = 16
 
 
 @dataclass(frozen=True)

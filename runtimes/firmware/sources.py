@@ -1,4 +1,4 @@
-"""The generated C text of a firmware project: board.h, model.c, vectors.c."""
+"""The generated C text of a firmware project: board.h, edgemem_model.c, vectors.c."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def board_h(board: Board, bank_bytes: int) -> str:
         f'#define BOARD_NAME "{board.name}"',
         f"#define BOARD_START_HZ {board.start_clock_hz or board.clock_hz}u",
         f"#define BOARD_INTERRUPTS {board.interrupts}",
+        f"#define BOARD_EACH_INTERRUPT(of){''.join(f' of({n})' for n in range(board.interrupts))}",
     ]
     assert board.console is not None
     if board.console.kind == "uart":
@@ -44,7 +45,7 @@ def board_h(board: Board, bank_bytes: int) -> str:
     lines.append("/* address, bits to clear, to set, to wait for */")
     rows = [f"    {{{w.at:#010x}u, {w.clear:#010x}u, {w.set:#010x}u, {w.wait:#010x}u}}," for w in board.setup]
     lines.append("#define BOARD_SETUP \\\n" + "".join(f"{row} \\\n" for row in rows))
-    if board.flash_driver is not None:
+    if board.flash_page_bytes is not None:
         lines += [f"#define FLASH_PAGE_BYTES {board.flash_page_bytes}u", f"#define FLASH_BANK_BYTES {bank_bytes}u"]
     else:
         lines += ["#define FLASH_PAGE_BYTES 1u", "#define FLASH_BANK_BYTES 0u"]

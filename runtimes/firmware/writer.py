@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,12 @@ from edgemem.runtimes.aot.compiler import (
 )
 from edgemem.runtimes.aot.toolchain import toolchain
 from edgemem.runtimes.firmware import budget, build, cost, elf, layout, sound, sources, work
+from edgemem.runtimes.firmware.readme import readme
 from edgemem.runtimes.firmware.vectors import Vectors, vectors
 from edgemem.runtimes.integer.errors import NotInteger
 from edgemem.runtimes.integer.generate import IntegerKernels, is_integer
 from edgemem.runtimes.integer.generate import generated as integer_step
+from edgemem.text import human_bytes
 
 
 def write_firmware(
@@ -50,14 +54,14 @@ def write_firmware(
         budget.check(board, program, predicted)
         heard = write_project(place, board, program, checks, predicted)
         progress("building")
-        build.make(place, "EXTRA=-Werror")
+        build.make(place, "EXTRA=-Werror", f"PYTHON={sys.executable}")
         manifest = manifest_of(place, program.model, board, program.source, program.kernels, tools)
         manifest["budget"] = budget.weighed(board, predicted, elf.read(place / build.IMAGE))
         manifest["products"] = program.products
         manifest["integer"] = integer_facts(program, reason)
         manifest["work"] = work.of_program(program)
         manifest["prediction"] = cost.facts(prediction(board, program, manifest["work"]))
-        manifest["snapshots"] = snapshot_facts(board, program)
+        manifest["snapshots"] = snapshot_facts(board, program, predicted)
         manifest["sound"] = None if heard is None else asdict(heard)
         manifest["no_sound"] = sound.obstacle(board, program.source.contract, budget.free(board, predicted))
         clean(place, program)
@@ -104,12 +108,18 @@ def prediction(board: Board, program: Generated, counts: list[dict[str, float]])
     return cost.predicted(board, isinstance(program.kernels, IntegerKernels), counts, seconds)
 
 
-def snapshot_facts(board: Board, program: Generated) -> dict[str, Any]:
-    """Where the two banks of flash are, and whose states they take."""
+def snapshot_facts(board: Board, program: Generated, predicted: budget.Budget) -> dict[str, Any]:
+    """Where the two banks of flash are, whose states they take, and what is short where they are left out."""
     assert board.flash_origin is not None and board.flash_bytes is not None
-    each = budget.bank_bytes(board, program.source)
+    each = predicted.flash["snapshots"] // 2
     address = board.flash_origin + board.flash_bytes - 2 * each
-    return {"address": address, "bank_bytes": each, "identity": f"{program.source.identity:#018x}"}
+    wanted = 2 * budget.bank_bytes(board, program.source)
+    left_out = None
+    if wanted and not each:
+        rest = board.flash_bytes - predicted.flash_bytes
+        left_out = f"two snapshots take {human_bytes(wanted)} of flash, {human_bytes(rest)} are left"
+    identity = f"{program.source.identity:#018x}"
+    return {"address": address, "bank_bytes": each, "identity": identity, "left_out": left_out}
 
 
 def write_project(
@@ -117,7 +127,7 @@ def write_project(
 ) -> build.Sound | None:
     """Every source of a project, beside the kernels' object; what of it takes sound."""
     source, name = program.source, program.source.name
-    bank = budget.bank_bytes(board, source)
+    bank = predicted.flash["snapshots"] // 2
     own = folder / build.SHARED
     own.mkdir()
     (folder / f"{name}.h").write_text(emit_header.header(source))
@@ -137,6 +147,10 @@ def write_project(
     (folder / "Makefile").write_text(build.makefile(board, name, files, kernels, heard))
     (folder / "CMakeLists.txt").write_text(build.cmakelists(board, name, files, kernels, heard))
     (folder / "toolchain.cmake").write_text(build.toolchain_cmake(board))
+    if board.uf2_family is not None:
+        (folder / "uf2.py").write_text(resources.files("edgemem.runtimes.firmware").joinpath("uf2.py").read_text())
+    model = source.contract.model.name
+    (folder / "README.md").write_text(readme(board, model, kernels, heard, snapshot_facts(board, program, predicted)))
     return heard
 
 

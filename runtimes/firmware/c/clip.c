@@ -24,7 +24,7 @@ int main(void)
     const int16_t *at = clip_start;
     console_open();
     counter_start();
-    if (!selftest()) return 0;
+    if (!selftest()) return 1;
     hearing_open();
     sound_open();
     while (at != clip_end) {
@@ -35,5 +35,5 @@ int main(void)
     }
     sound_end();
     console_text(sound_dropped() == 0 ? "end\n" : "samples were lost\n");
-    return 0;
+    return sound_dropped() != 0;
 }

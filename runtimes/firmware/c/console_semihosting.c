@@ -1,7 +1,8 @@
 /* Semihosting, of Arm and of RISC-V: the debugger (or the emulator) opens, reads and writes on the host. */
 #include "console.h"
 
-enum { SYS_OPEN = 1, SYS_WRITE = 5, SYS_READ = 6, READ_BINARY = 1, WRITE = 4 };
+enum { SYS_OPEN = 1, SYS_WRITE = 5, SYS_READ = 6, SYS_EXIT = 0x18, READ_BINARY = 1, WRITE = 4 };
+enum { STOPPED_BY_ERROR = 0x20023, STOPPED_BY_EXIT = 0x20026 };
 
 static uintptr_t in, out;
 
@@ -40,6 +41,11 @@ void console_write(const void *data, size_t bytes)
 {
     const uintptr_t block[3] = {out, (uintptr_t)data, bytes};
     (void)call(SYS_WRITE, block);
+}
+
+void console_close(int status)
+{
+    (void)call(SYS_EXIT, (const void *)(uintptr_t)(status == 0 ? STOPPED_BY_EXIT : STOPPED_BY_ERROR));
 }
 
 int console_read(void *data, size_t bytes)

@@ -29,6 +29,11 @@ void console_write(const void *data, size_t bytes)
     }
 }
 
+void console_close(int status)
+{
+    (void)status;
+}
+
 int console_read(void *data, size_t bytes)
 {
     unsigned char *p = data;

@@ -29,6 +29,10 @@ typedef struct {
     uint32_t at, clear, set, wait;
 } setup_write;
 
+__attribute__((weak)) void board_clock(void)
+{
+}
+
 void board_setup(void)
 {
     static const setup_write writes[] = {BOARD_SETUP{0, 0, 0, 0}};

@@ -57,7 +57,7 @@ int main(void)
 {
     uint32_t lost = 0;
     console_open();
-    if (!selftest()) return 0;
+    if (!selftest()) return 1;
     hearing_open();
     sound_open();
     microphone_start();

@@ -4,6 +4,7 @@
  * To write your own: set up the clock, the PDM or I2S port and a DMA of 2 * MICROPHONE_HALF samples (16 bits, mono,
  * SOUND_RATE a second) that goes round in microphone_buffer, and let the interrupts of its half and of its end call
  * microphone_half(0) and microphone_half(1). Nothing else of this project runs in an interrupt.
+ * A file app/microphone_NAME.c is compiled into microphone.elf in place of the driver there; its interrupt is irq_N of start.h.
  */
 #ifndef EDGEMEM_MICROPHONE_H
 #define EDGEMEM_MICROPHONE_H

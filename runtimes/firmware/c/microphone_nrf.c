@@ -27,7 +27,9 @@ enum { RATIO_80 = 1, MONO = 1, PLAIN_GAIN = 0x28, INTERRUPT = 29, CLOCK_AT = 26,
 
 static uint32_t started, full; /* halves */
 
-void interrupt(void)
+void irq_29(void);
+
+void irq_29(void) /* the PDM's */
 {
     if (PDM(END) != 0) {
         PDM(END) = 0;

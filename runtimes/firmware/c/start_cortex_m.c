@@ -1,4 +1,8 @@
-/* Vector table and reset of a Cortex-M. A fault stops the core where a debugger finds it. */
+/* Vector table and reset of a Cortex-M. A fault stops the core where a debugger finds it.
+ *
+ * Interrupt N of the device calls irq_N, see start.h: define it where you need it, and enable it in the NVIC. One that
+ * nobody defined is a fault.
+ */
 #include "board.h"
 #include "console.h"
 #include "start.h"
@@ -8,21 +12,20 @@ void memory_setup(void);
 void reset(void);
 void fault(void);
 
-#ifndef BOARD_INTERRUPTS
-#define BOARD_INTERRUPTS 0
-#endif
-
 typedef void (*handler)(void);
 
-__attribute__((weak, alias("fault"))) void tick(void);
-__attribute__((weak, alias("fault"))) void interrupt(void);
+#define WEAK __attribute__((weak, alias("fault"))) void
+#define DECLARED(number) WEAK irq_##number(void);
+#define LISTED(number) irq_##number,
+
+WEAK service_call(void);
+WEAK pending(void);
+WEAK tick(void);
+BOARD_EACH_INTERRUPT(DECLARED)
 
 __attribute__((section(".vectors"), used)) static const handler vectors[16 + BOARD_INTERRUPTS] = {
-    (handler)(uintptr_t)stack_end, reset, fault, fault, fault, fault, fault, 0, 0, 0, 0, fault, fault, 0, fault, tick,
-#if BOARD_INTERRUPTS
-    [16 ... 15 + BOARD_INTERRUPTS] = interrupt,
-#endif
-};
+    (handler)(uintptr_t)stack_end, reset, fault, fault, fault, fault, fault, 0, 0, 0, 0, service_call, fault, 0, pending,
+    tick, BOARD_EACH_INTERRUPT(LISTED)};
 
 #define SCB_VTOR (*(volatile uint32_t *)0xE000ED08u)
 #define SCB_CPACR (*(volatile uint32_t *)0xE000ED88u)
@@ -38,13 +41,15 @@ void reset(void)
     __asm__ volatile("dsb\n\tisb" ::: "memory");
 #endif
     memory_setup();
+    board_clock();
     board_setup();
-    (void)main();
+    console_close(main());
     for (;;) {}
 }
 
 void fault(void)
 {
     console_text("FAULT: the core stopped at a hard fault\n");
+    console_close(1);
     for (;;) {}
 }

@@ -15,8 +15,10 @@ reset:
     csrs mstatus, t0
 #endif
     call memory_setup
+    call board_clock
     call board_setup
     call main
+    call console_close
 1:  j 1b
 
     .balign 4
