@@ -19,6 +19,7 @@ import torch
 import edgemem
 from edgemem import onnxfile, runner
 from edgemem.errors import CheckpointError, ConfigError, ContractError, EdgememError, InputError
+from edgemem.export.hf import folder as folder_files
 from edgemem.export.hf import loading
 from edgemem.export.hf.exporter import export_hf
 from edgemem.export.hf.rebuild import module_of
@@ -76,13 +77,18 @@ SPOILED: list[tuple[Callable[[Path], None], type[EdgememError], str]] = [
         CheckpointError,
         r"names of .safetensors files beside it were wanted",
     ),
-    (index("pytorch_model.bin"), CheckpointError, r"'pytorch_model.bin'"),
+    (index("pytorch_model.bin"), CheckpointError, "pytorch_model.bin came"),
     (index("model-2.safetensors"), CheckpointError, r"lacks model-2.safetensors, which"),
     (index(), CheckpointError, "none came"),
-    (text("model.safetensors", "junk"), CheckpointError, "cannot be loaded"),
+    (text("model.safetensors", "junk"), CheckpointError, "model.safetensors is no whole safetensors file"),
     (config(num_hidden_layers=3), CheckpointError, r"lacks rwkv.blocks.2"),
     (config(num_hidden_layers=1), CheckpointError, r"holds rwkv.blocks.1.*, which the model has not"),
-    (config(hidden_size=40), CheckpointError, "config.json is of other weights|cannot be loaded"),
+    (
+        config(hidden_size=40),
+        CheckpointError,
+        r"wrong shape for .*40\] was wanted, .*48\] came; its config.json is of other",
+    ),
+    (config(hidden_size=1 << 20), CheckpointError, r"wrong shape for .*1048576\] was wanted"),  # terabytes
     (config(hidden_size=-1), CheckpointError, "negative dimension"),
     (text("adapter_config.json", "{}"), CheckpointError, "adapts another model.*merge_and_unload"),
     (config(model_type="gpt_bigcode"), ConfigError, "model_type 'gpt_bigcode' has no streaming form here"),
@@ -104,6 +110,19 @@ def test_a_spoiled_folder_is_refused_with_the_reason(
     assert not (tmp_path / "h.onnx").exists()
 
 
+def test_a_folder_is_refused_before_anything_slow_is_imported(folder: Path) -> None:
+    without_weights(folder)
+    code = (
+        "import sys\nfrom edgemem.errors import CheckpointError\nfrom edgemem.export.hf import export_hf\n"
+        "try:\n    export_hf(sys.argv[1], sys.argv[2])\nexcept CheckpointError:\n"
+        "    print(sorted({'torch', 'transformers', 'optimum', 'onnx'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, folder, folder.parent / "h.onnx"], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
 def test_code_that_a_folder_points_to_is_never_looked_at(folder: Path) -> None:
     config(auto_map={"AutoModelForCausalLM": "evil.Model"}, attn_implementation="hub/kernel")(folder)
     (folder / "evil.py").write_text("raise SystemExit('ran')\n")
@@ -120,7 +139,7 @@ def test_weights_are_those_of_from_pretrained_in_one_file_or_several(folder: Pat
     wanted.save_pretrained(folder, max_shard_size="100KB")
     (folder / "model.safetensors").unlink()
     parts = loading.load(folder)
-    assert (folder / loading.INDEX).is_file() and len(loading.weight_files(folder)) > 1
+    assert (folder / folder_files.INDEX).is_file() and len(folder_files.weight_files(folder)) > 1
     for model in (first.model, parts.model):
         for name, tensor in wanted.state_dict().items():
             assert torch.equal(model.state_dict()[name], tensor), name
@@ -152,6 +171,16 @@ def test_a_rebuilt_model_needs_every_weight(exported: Path) -> None:
     wrong = {**tensors, "model.head.weight": np.zeros((3, 3), np.float32)}
     with pytest.raises(ContractError, match=r"model.head.weight: h.onnx has \[3, 3\], torch \[512, 48\]"):
         module_of(model.contract, wrong, "h.onnx")
+
+
+def test_a_rebuilt_model_is_compared_before_it_is_built(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A contract of terabytes takes none of them."""
+    model = open_model(exported)
+    fields = {**model.contract.model.config["huggingface"], "hidden_size": 1 << 20, "attention_hidden_size": 1 << 20}
+    facts = model.contract.model.model_copy(update={"config": {**model.contract.model.config, "huggingface": fields}})
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", lambda *_: pytest.fail("weights were loaded"))
+    with pytest.raises(ContractError, match=r"contract field model.tensors.*1048576"):
+        module_of(model.contract.model_copy(update={"model": facts}), stored_tensors(model), "h.onnx")
 
 
 def test_text_is_that_of_the_tokenizer(exported: Path) -> None:

@@ -3,6 +3,7 @@
 export_hf("folder", "m.onnx")     a folder with config.json and safetensors; config.json alone gives random weights
 @streams("my_type")               makes a `CausalStream` known for a model type, here and to optimum's `TasksManager`
 
+    folder     what a folder holds, before anything slow is imported
     loading    the folder or the configuration -> the model, as `from_pretrained` makes it
     registry   which architecture streams in which file
     stream     what all of them share; beside it one file for each architecture

@@ -35,6 +35,9 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, query, key, v
 Mix = Callable[[int, Tensor], Tensor]  # layer, x [..., width] to [..., width]: what remembers otherwise
 
 
+ATTENTION = ("full_attention", "sliding_attention")  # what configurations call layers that attend
+
+
 class BoundedStream(CausalStream):
     """A model with attention in some of its layers, the caches of which are bounded."""
 
@@ -118,8 +121,9 @@ class BoundedStream(CausalStream):
 
     @staticmethod
     def attention_layers(config: Any) -> list[int]:
-        """The layers that attend."""
-        return list(range(config.num_hidden_layers))
+        """The layers that attend: all, but where a configuration says that some do something else."""
+        kinds = getattr(config, "layer_types", None) or [ATTENTION[0]] * config.num_hidden_layers
+        return [layer for layer, kind in enumerate(kinds) if kind in ATTENTION]
 
 
 def cached(cache: Any, layer: int) -> tuple[Tensor, Tensor]:

@@ -6,13 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from edgemem import tokenizer as tokenizers
 from edgemem.contract import Contract
-from edgemem.export.exporter import to_onnx
-from edgemem.export.hf import loading, registry
+from edgemem.export.hf import folder
 from edgemem.files import check_output
-from edgemem.models import configuration
-from edgemem.reference import HUGGING_FACE
 
 
 def export_hf(
@@ -20,7 +16,7 @@ def export_hf(
     path: str | Path,
     settings: Mapping[str, object] | None = None,
     *,
-    task: str = registry.TASK,
+    task: str = folder.TASK,
     seed: int | None = None,
     chunk: int = 1,
     batch: int = 1,
@@ -36,6 +32,13 @@ def export_hf(
         ExportError: the model cannot be exported; nothing is written.
     """
     check_output(Path(path), Path(origin))
+    folder.opened(Path(origin), seed)  # before anything slow is imported
+    from edgemem import tokenizer as tokenizers
+    from edgemem.export.exporter import to_onnx
+    from edgemem.export.hf import loading, registry
+    from edgemem.models import configuration
+    from edgemem.reference import HUGGING_FACE
+
     loaded = loading.load(Path(origin), task, seed)
     config = registry.config_of(loaded.model.config, task)
     fields = loading.fields_of(loaded.model.config)
@@ -47,7 +50,7 @@ def export_hf(
         "name": loaded.model.config.model_type,
         "config": {
             "huggingface": fields,
-            "task": registry.TASK,
+            "task": folder.TASK,
             "settings": dataclasses.asdict(chosen),
             "end_tokens": list(loaded.end_tokens),
         },

@@ -37,10 +37,6 @@ class Lfm2Stream(BoundedStream):
                 found.append(StateTensor(f"layers.{layer}.tail", tail, role="tail", low=-REACH, high=REACH))
         return (*found, seen_state(settings))
 
-    @staticmethod
-    def attention_layers(config: Any) -> list[int]:
-        return [layer for layer, kind in enumerate(config.layer_types) if kind == "full_attention"]
-
     def flow(self, x: Tensor, state: State, attend: Attend, mix: Mix) -> Tensor:
         decoder, width = self.model.model, head_width(self.model.config)
         hidden = decoder.embed_tokens(x)

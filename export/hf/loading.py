@@ -1,8 +1,7 @@
 """A local folder, or a configuration alone, as a Hugging Face model: what `from_pretrained` makes of it, and no more.
 
-    config.json                     the architecture; a type that transformers knows, never code from the folder
-    model.safetensors               the weights, or model.safetensors.index.json and the parts that it names
-    tokenizer.json                  how text becomes tokens, if it is there
+    folder     what is in it, held against its bounds
+    loading    a configuration of a type that transformers knows, never code from the folder; its shapes; its weights
 
 Nothing is fetched, nothing is unpickled, and no file names one outside the folder: only links in it lead there, as
 those of the Hugging Face cache do. A configuration without weights beside it gives random ones.
@@ -10,10 +9,11 @@ those of the Hugging Face cache do. A configuration without weights beside it gi
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +22,13 @@ from typing import Any
 import torch
 import transformers
 from optimum.exporters.tasks import TasksManager
+from transformers.modeling_utils import no_init_weights
 
 from edgemem.errors import CheckpointError, ConfigError
+from edgemem.export.hf import folder as folders
 from edgemem.export.hf import registry
 from edgemem.text import first_line
-from edgemem.tokenizer import MAX_TOKENIZER_BYTES
 
-ADAPTER = "adapter_config.json"  # transformers would load the base model that it names, from wherever
-CONFIG, INDEX, WEIGHTS, TOKENIZER = "config.json", "model.safetensors.index.json", "model.safetensors", "tokenizer.json"
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
-MAX_CONFIG_BYTES, MAX_INDEX_BYTES = 1 << 22, 1 << 26
 # How a model is run is decided here, and code that a configuration points to is never looked at.
 IGNORED = frozenset({"auto_map", "attn_implementation", "_attn_implementation", "dtype", "torch_dtype", "device_map"})
 INFINITE = {math.inf: "Infinity", -math.inf: "-Infinity"}  # as JSON text, for contracts that hold finite numbers only
@@ -54,30 +51,18 @@ def load(origin: Path, task: str = registry.TASK, seed: int | None = None) -> Lo
         ConfigError: no such folder or configuration, or one that cannot stream.
         CheckpointError: weights that are pickled, outside the folder, or not those of the configuration; an adapter.
     """
-    folder = origin if origin.is_dir() else origin.parent
-    if origin.is_dir() and (folder / ADAPTER).exists():
-        raise CheckpointError(
-            f"{folder} has {ADAPTER}: it adapts another model, which is not in the folder; merge the two and save the "
-            "result: model.merge_and_unload().save_pretrained(folder)"
-        )
-    path = folder / CONFIG if origin.is_dir() else origin
-    if not path.is_file():
-        raise ConfigError(
-            f"{origin} is no folder with a {CONFIG} and no configuration file; give one that is on this machine: "
-            "models are never fetched"
-        )
-    config = configuration(read_json(path, MAX_CONFIG_BYTES), str(path))
+    found = folders.opened(origin, seed)
+    config = configuration(found.fields, str(found.origin))
     registry.config_of(config, task)  # refuses what cannot stream, before any weights are read
-    files = weight_files(folder) if origin.is_dir() and seed is None else []
     with quiet():
-        if files:
-            model = pretrained(folder, config, task)
-            source: dict[str, object] = {"kind": "checkpoint", "sha256": digest_of(files)}
+        if found.files:
+            check_shapes(found.path, config, task, folders.shapes(found.files))
+            model = pretrained(found.path, config, task)
+            source: dict[str, object] = {"kind": "checkpoint", "sha256": digest_of(found.files)}
         else:
             model = random_model(config, task, seed or 0)
             source = {"kind": "seed", "seed": seed or 0}
-    tokenizer = read_text(folder / TOKENIZER, MAX_TOKENIZER_BYTES) if (folder / TOKENIZER).is_file() else None
-    return Loaded(model.eval(), source, tokenizer, end_tokens(model))
+    return Loaded(model.eval(), source, found.tokenizer, end_tokens(model))
 
 
 def configuration(fields: Mapping[str, Any], origin: str) -> Any:
@@ -143,6 +128,55 @@ def random_model(config: Any, task: str, seed: int) -> Any:
             ) from error
 
 
+@dataclass(frozen=True)
+class Misfit:
+    """A tensor that weights and a configuration do not agree on; `came` is None where the weights lack it."""
+
+    name: str
+    wanted: tuple[int, ...]
+    came: tuple[int, ...] | None
+
+
+def misfit(config: Any, task: str, found: Mapping[str, tuple[int, ...]]) -> Misfit | None:
+    """What of the shapes `found` is none of the configuration's model, which is made here without any memory.
+
+    Names that only one side has may be older ones: something is lacking where there are fewer weights, too.
+
+    Raises:
+        ConfigError: the configuration cannot be built.
+    """
+    with torch.device("meta"), no_init_weights():
+        empty = random_model(copy.deepcopy(config), task, seed=0)
+    for name, tensor in empty.state_dict().items():
+        if name in found and found[name] != tuple(tensor.shape):
+            return Misfit(name, tuple(tensor.shape), found[name])
+    wanted = dict(empty.named_parameters())  # what two names share is there once
+    if sum(tensor.numel() for tensor in wanted.values()) > sum(map(math.prod, found.values())):
+        missing = (name for name in wanted if name not in found)
+        return next((Misfit(name, tuple(wanted[name].shape), None) for name in missing), None)
+    return None
+
+
+def check_shapes(folder: Path, config: Any, task: str, found: Mapping[str, tuple[int, ...]]) -> None:
+    """Hold the weights of a folder against its configuration before memory is taken for a model.
+
+    Raises:
+        CheckpointError: the first tensor that is missing or of another shape.
+    """
+    try:
+        odd = misfit(config, task, found)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
+    if odd is None:
+        return
+    if odd.came is None:
+        raise CheckpointError(f"{folder} lacks {odd.name} {list(odd.wanted)}; its config.json is of other weights")
+    raise CheckpointError(
+        f"{folder} has a wrong shape for {odd.name}: {list(odd.wanted)} was wanted, {list(odd.came)} came; its "
+        "config.json is of other weights"
+    )
+
+
 def pretrained(folder: Path, config: Any, task: str) -> Any:
     """The model with the weights of the folder, all of them there and none left over.
 
@@ -174,36 +208,7 @@ def pretrained(folder: Path, config: Any, task: str) -> Any:
     return model
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold the weights, none where the folder has no weights.
-
-    Raises:
-        CheckpointError: weights in a pickled form only, or an index that names something else than files of the folder.
-    """
-    if (folder / INDEX).is_file():
-        parts = read_json(folder / INDEX, MAX_INDEX_BYTES).get("weight_map")
-        names = sorted({str(part) for part in parts.values()}) if isinstance(parts, dict) else []
-        odd = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
-        if odd or not names:
-            raise CheckpointError(
-                f"{folder / INDEX}: names of .safetensors files beside it were wanted, {odd[:1] or 'none'} came"
-            )
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise CheckpointError(f"{folder} lacks {missing[0]}, which {INDEX} names; copy the whole folder")
-        return [folder / name for name in names]
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
-    if pickled:
-        raise CheckpointError(
-            f"{folder} has its weights in {pickled[0]}, a format that can run code when it is read; save them as "
-            "safetensors on a machine that trusts them: model.save_pretrained(folder, safe_serialization=True)"
-        )
-    return []
-
-
-def digest_of(files: list[Path]) -> str:
+def digest_of(files: Sequence[Path]) -> str:
     """SHA-256 of one file, or of the digests of several."""
     digests = []
     for path in files:
@@ -218,35 +223,6 @@ def end_tokens(model: Any) -> tuple[int, ...]:
     ends = settings.eos_token_id if settings.eos_token_id is not None else ()
     ends = ends if isinstance(ends, list | tuple) else (ends,)
     return tuple(end for end in ends if isinstance(end, int) and 0 <= end < model.config.vocab_size)
-
-
-def read_json(path: Path, limit: int) -> dict[str, Any]:
-    """A JSON object in a file.
-
-    Raises:
-        ConfigError: too large, not JSON, or not an object.
-    """
-    try:
-        fields = json.loads(read_text(path, limit))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not JSON ({first_line(error)}); copy it again") from error
-    if not isinstance(fields, dict):
-        raise ConfigError(f"{path} must hold a JSON object, it holds {type(fields).__name__}; copy it again")
-    return fields
-
-
-def read_text(path: Path, limit: int) -> str:
-    """A text file of at most `limit` bytes.
-
-    Raises:
-        ConfigError: larger, unreadable, or not UTF-8.
-    """
-    try:
-        if path.stat().st_size > limit:
-            raise ConfigError(f"{path} has {path.stat().st_size:,} bytes, {limit:,} are allowed; it is something else")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({first_line(error)}); copy it again") from error
 
 
 @contextmanager

@@ -23,26 +23,35 @@ from edgemem.module import State, part, prefixed
 from edgemem.state import StateTensor
 
 
-@streams("mamba")
-class MambaStream(CausalStream):
-    """States of each layer: the convolution's tail [inner, taps - 1] and the state space [inner, order]."""
+class SpaceStream(CausalStream):
+    """What the two Mambas share. States of each layer: the convolution's tail [mixed, taps - 1] and the state space."""
 
     @classmethod
     def states(cls, config: Any, settings: Any) -> tuple[StateTensor, ...]:
+        mixed, space = cls.sizes(config)
         found: list[StateTensor] = []
         for layer in range(config.num_hidden_layers):
-            tail = (config.intermediate_size, config.conv_kernel - 1)
+            tail = (mixed, config.conv_kernel - 1)
             found += [
                 StateTensor(f"layers.{layer}.tail", tail, role="tail", low=-REACH, high=REACH),
-                StateTensor(f"layers.{layer}.space", (config.intermediate_size, config.state_size), wide=True),
+                StateTensor(f"layers.{layer}.space", space, wide=True),
             ]
         return tuple(found)
+
+    @classmethod
+    def sizes(cls, config: Any) -> tuple[int, tuple[int, ...]]:
+        """Channels of the convolution, and the shape of the state space."""
+        raise NotImplementedError(f"{cls.__name__} declares no sizes")
+
+    def mixed(self, mixer: Any, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """One frame x [batch, width] through a layer's mixer."""
+        raise NotImplementedError(f"{type(self).__name__} mixes nothing")
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         backbone, after = self.model.backbone, {}
         hidden = backbone.embeddings(x)
         for index, layer in enumerate(backbone.layers):
-            y, states = selective(layer.mixer, layer.norm(hidden), part(state, f"layers.{index}"))
+            y, states = self.mixed(layer.mixer, layer.norm(hidden), part(state, f"layers.{index}"))
             hidden = hidden + y
             after.update(prefixed(f"layers.{index}", states))
         return self.model.lm_head(backbone.norm_f(hidden)), after
@@ -56,6 +65,18 @@ class MambaStream(CausalStream):
                 (f"layers.{layer}.space", cache.ssm_states[layer]),
             )
         }
+
+
+@streams("mamba")
+class MambaStream(SpaceStream):
+    """The state space is [inner, order]."""
+
+    @classmethod
+    def sizes(cls, config: Any) -> tuple[int, tuple[int, ...]]:
+        return config.intermediate_size, (config.intermediate_size, config.state_size)
+
+    def mixed(self, mixer: Any, x: Tensor, state: State) -> tuple[Tensor, State]:
+        return selective(mixer, x, state)
 
 
 def selective(mixer: Any, x: Tensor, state: State) -> tuple[Tensor, State]:

@@ -20,47 +20,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgemem.export.hf.convolution import convolved
+from edgemem.export.hf.mamba import SpaceStream
 from edgemem.export.hf.registry import streams
-from edgemem.export.hf.stream import REACH, CausalStream
-from edgemem.module import State, part, prefixed
-from edgemem.state import StateTensor
+from edgemem.module import State
 
 
 @streams("mamba2")
-class Mamba2Stream(CausalStream):
-    """States of each layer: the convolution's tail [mixed, taps - 1], the state space [heads, head width, order]."""
+class Mamba2Stream(SpaceStream):
+    """The state space is [heads, head width, order]."""
 
     @classmethod
-    def states(cls, config: Any, settings: Any) -> tuple[StateTensor, ...]:
+    def sizes(cls, config: Any) -> tuple[int, tuple[int, ...]]:
         mixed = int(config.expand * config.hidden_size) + 2 * config.n_groups * config.state_size
-        space = (config.num_heads, config.head_dim, config.state_size)
-        found: list[StateTensor] = []
-        for layer in range(config.num_hidden_layers):
-            tail = (mixed, config.conv_kernel - 1)
-            found += [
-                StateTensor(f"layers.{layer}.tail", tail, role="tail", low=-REACH, high=REACH),
-                StateTensor(f"layers.{layer}.space", space, wide=True),
-            ]
-        return tuple(found)
+        return mixed, (config.num_heads, config.head_dim, config.state_size)
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        backbone, after = self.model.backbone, {}
-        hidden = backbone.embeddings(x)
-        for index, layer in enumerate(backbone.layers):
-            y, states = dual(layer.mixer, layer.norm(hidden), part(state, f"layers.{index}"))
-            hidden = hidden + y
-            after.update(prefixed(f"layers.{index}", states))
-        return self.model.lm_head(backbone.norm_f(hidden)), after
-
-    def remembered(self, cache: Any) -> State:
-        return {
-            name: value.clone()
-            for layer in range(self.model.config.num_hidden_layers)
-            for name, value in (
-                (f"layers.{layer}.tail", cache.conv_states[layer][:, :, 1:]),
-                (f"layers.{layer}.space", cache.ssm_states[layer]),
-            )
-        }
+    def mixed(self, mixer: Any, x: Tensor, state: State) -> tuple[Tensor, State]:
+        return dual(mixer, x, state)
 
 
 def dual(mixer: Any, x: Tensor, state: State) -> tuple[Tensor, State]:

@@ -52,10 +52,6 @@ class Qwen3NextStream(BoundedStream):
                 ]
         return (*found, seen_state(settings))
 
-    @staticmethod
-    def attention_layers(config: Any) -> list[int]:
-        return [layer for layer, kind in enumerate(config.layer_types) if kind == "full_attention"]
-
     def flow(self, x: Tensor, state: State, attend: Attend, mix: Mix) -> Tensor:
         decoder, width = self.model.model, head_width(self.model.config)
         hidden = decoder.embed_tokens(x)

@@ -32,12 +32,29 @@ def module_of(contract: Contract, tensors: Mapping[str, np.ndarray[Any, Any]], o
         config = loading.configuration(fields, origin)
         exporter = registry.config_of(config, task)
         settings = configuration(config.model_type, exporter.STREAM.settings_type, given)
+        shapes = {name.removeprefix("model."): array.shape for name, array in tensors.items()}
         with loading.quiet():
+            check_shapes(loading.misfit(config, task, shapes), origin)
             module = exporter.stream(loading.random_model(config, task, seed=0), settings)
     except (KeyError, ConfigError) as error:
         raise ContractError(f"contract field model.config: {error}; export the model again") from error
     fill(module, {name: torch.tensor(array) for name, array in tensors.items()}, origin)
     return module.eval()
+
+
+def check_shapes(odd: loading.Misfit | None, origin: str) -> None:
+    """Refuse weights that are none of the configuration's, before memory is taken for its model.
+
+    Raises:
+        ContractError: a tensor of another shape, or one that the file has not.
+    """
+    if odd is None:
+        return
+    if odd.came is None:
+        raise ContractError(f"contract field model.tensors: {origin} lacks model.{odd.name}; export the model again")
+    raise ContractError(
+        f"contract field model.tensors.model.{odd.name}: {origin} has {list(odd.came)}, torch {list(odd.wanted)}"
+    )
 
 
 def fill(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], origin: str) -> None:

@@ -15,6 +15,7 @@ from optimum.exporters.tasks import TasksManager
 from optimum.utils import DummyTextInputGenerator, NormalizedTextConfig
 
 from edgemem.errors import ConfigError
+from edgemem.export.hf.folder import TASK
 from edgemem.export.hf.stream import CausalStream
 from edgemem.text import nearest
 
@@ -30,7 +31,6 @@ FILES = (
     "recurrent_gemma",
 )  # each declares one or more architectures
 EXPORTER = "edgemem"
-TASK = "text-generation"
 Stream = TypeVar("Stream", bound=CausalStream)
 register = TasksManager.create_register(EXPORTER, overwrite_existing=True)
 known: dict[str, type[CausalStream]] = {}
