@@ -13,6 +13,7 @@ from torch import Tensor
 pytest.importorskip("transformers", reason="pip install 'edgemem[export,hf]'")
 
 from edgemem.export.hf import loading, registry
+from edgemem.export.hf.folder import TASK
 from edgemem.export.hf.stream import CausalStream
 from edgemem.models import configuration
 from edgemem.module import declared_states, scan, start_state
@@ -61,7 +62,7 @@ def stream_of(name: str, **settings: object) -> CausalStream:
     """A small model as a streaming module; its weights are spread wide enough for every part to matter."""
     config = loading.configuration(fields(name), name)
     with loading.quiet():
-        model = spread(loading.random_model(config, registry.TASK, seed=1).eval())
+        model = spread(loading.random_model(config, TASK, seed=1).eval())
     exporter = registry.config_of(config)
     return exporter.stream(model, configuration(name, exporter.STREAM.settings_type, settings)).eval()
 

@@ -283,8 +283,8 @@ def say_step(draft: Draft, adoption: Adoption, contract: Contract) -> None:
     step, frames, reason = contract.chunk, contract.chunk.frames, "the sizes of its inputs"
     value = f"{frames} {step.unit}{'s' if frames > 1 else ''}"
     if request.sound is not None and contract.inputs[0].frontend is not None:
-        rows = SampleRows.from_dict(contract.inputs[0].frontend)
-        value += f" of {rows.row_samples} samples at {rows.sample_rate} Hz"
+        sound = SampleRows.from_dict(contract.inputs[0].frontend)
+        value += f" of {sound.row_samples} samples at {sound.sample_rate} Hz"
         reason = request.because("sound")
     elif request.seconds is not None:
         reason = request.because("seconds")

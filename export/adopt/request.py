@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 OPTIONS = {
     "sets": "--set", "states": "--state", "inits": "--init", "layouts": "--layout", "tails": "--tail",
@@ -39,13 +40,16 @@ class Request:
 
     def over(self, base: Request) -> Request:
         """This, and what the recipe `base` says where this says nothing."""
-        left = {name: {k: v for k, v in getattr(base, name).items() if k not in getattr(self, name)} for name in NAMED}
-        alone = {name: getattr(base, name) for name in OPTIONS if name not in NAMED and not getattr(self, name)}
-        merged = {name: {**left[name], **getattr(self, name)} for name in NAMED}
-        return replace(self, **merged, **alone, recipe=replace(Request(), **left, **alone))
+        mine, theirs = vars(self), vars(base)
+        left = {name: {k: v for k, v in theirs[name].items() if k not in mine[name]} for name in NAMED}
+        alone = {name: theirs[name] for name in OPTIONS if name not in NAMED and not mine[name]}
+        merged = {name: {**left[name], **mine[name]} for name in NAMED}
+        added: dict[str, Any] = {**left, **alone}
+        changed: dict[str, Any] = {**merged, **alone}
+        return replace(self, **changed, recipe=replace(Request(), **added))
 
     def because(self, option: str, *names: str) -> str:
         """Why something is as one of the options says: the option as a user gives it, or the recipe."""
-        said = self.recipe and getattr(self.recipe, option)
+        said: Any = getattr(self.recipe, option) if self.recipe else None
         known = bool(said) and (not names or any(name in said for name in names))
         return RECIPE if known else OPTIONS[option]

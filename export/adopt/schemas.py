@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -73,9 +74,11 @@ def wrong_attributes(node: ir.Node, schema: Schema) -> Iterator[str]:
         if name not in node.attributes:
             if wanted.required:
                 yield f"lacks its attribute {name}"
-        elif node.attributes[name].type.name != wanted.type.name:
-            came = node.attributes[name].type.name.lower()
-            yield f"has an attribute {name} of type {came}, {wanted.type.name.lower()} was wanted"
+            continue
+        kind: Any = wanted.type  # an Enum, which onnx's stub does not say
+        came = node.attributes[name].type.name
+        if came != kind.name:
+            yield f"has an attribute {name} of type {came.lower()}, {kind.name.lower()} was wanted"
     for name in node.attributes:
         if name not in schema.attributes:
             yield f"has an attribute {name}, which the operator has not"

@@ -109,7 +109,9 @@ def shapes(files: Iterable[Path]) -> Shapes:
         try:
             with path.open("rb") as file:
                 size = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(size)) if 0 < size <= min(MAX_HEADER_BYTES, path.stat().st_size) else None
+                if not 0 < size <= min(MAX_HEADER_BYTES, path.stat().st_size):
+                    raise ValueError(f"a header of {size:,} bytes")
+                header = json.loads(file.read(size))
             tensors = {name: facts for name, facts in header.items() if name != "__metadata__"}
             found |= {name: tuple(map(int, facts["shape"])) for name, facts in tensors.items()}
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -44,7 +44,7 @@ class Loaded:
     end_tokens: tuple[int, ...]  # after which a text is over
 
 
-def load(origin: Path, task: str = registry.TASK, seed: int | None = None) -> Loaded:
+def load(origin: Path, task: str = folders.TASK, seed: int | None = None) -> Loaded:
     """The model in the folder `origin`, or of the configuration `origin` with random weights of `seed`.
 
     Raises:
@@ -147,6 +147,7 @@ def misfit(config: Any, task: str, found: Mapping[str, tuple[int, ...]]) -> Misf
     """
     with torch.device("meta"), no_init_weights():
         empty = random_model(copy.deepcopy(config), task, seed=0)
+        empty.tie_weights()  # which is otherwise left out with the initial values
     for name, tensor in empty.state_dict().items():
         if name in found and found[name] != tuple(tensor.shape):
             return Misfit(name, tuple(tensor.shape), found[name])

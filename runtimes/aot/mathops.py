@@ -203,14 +203,16 @@ def lowered_trunc(call: Call) -> Expr:
 
 def lowered_floor(call: Call) -> Expr:
     number = Number(call)
-    below = lambda x: lambda t: tirx.Select(t > x, number(-1.0), number(0.0))  # noqa: E731
-    return number.let(number.argument, lambda x: number.whole(x, below(x)))
+    return number.let(
+        number.argument, lambda x: number.whole(x, lambda t: tirx.Select(t > x, number(-1.0), number(0.0)))
+    )
 
 
 def lowered_ceil(call: Call) -> Expr:
     number = Number(call)
-    above = lambda x: lambda t: tirx.Select(t < x, number(1.0), number(0.0))  # noqa: E731
-    return number.let(number.argument, lambda x: number.whole(x, above(x)))
+    return number.let(
+        number.argument, lambda x: number.whole(x, lambda t: tirx.Select(t < x, number(1.0), number(0.0)))
+    )
 
 
 def lowered_divided(call: Call) -> Expr:
