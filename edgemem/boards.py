@@ -22,7 +22,7 @@ start_clock_hz                      of the core after `setup`, where that is ano
 flash_wait_states, flash_line_bytes cycles that a line of flash is late at `clock_hz`, and what comes at once
 flash_page_bytes                    of flash that are erased at once; with it, firmware keeps room for two snapshots
 flash_driver                        how firmware writes them, where edgemem knows
-interrupts                          of the device in its vector table, where firmware uses them
+interrupts                          of the device in its vector table, or the causes of a RISC-V core
 microphone = "nrf"                  the driver of a microphone that firmware brings, see `runtimes/firmware/sound.py`
 boot = "vectors"                    what the core starts from, see `Boot`
 emulated_hz = 25_000_000            ticks a second of the counter that firmware reads, under the emulator

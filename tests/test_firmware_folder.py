@@ -92,7 +92,9 @@ def test_uf2_gives_every_byte_its_place(size: int, count: int, tmp_path: Path) -
         uf2.blocks(data, 0x1000_0010, 0)
 
 
-@pytest.mark.parametrize("name", [name for name in BARE if board(name).interrupts])
+@pytest.mark.parametrize(
+    "name", [name for name in BARE if board(name).core.startswith("cortex-m") and board(name).interrupts]
+)
 def test_every_interrupt_has_an_entry_in_an_aligned_table(name: str, tmp_path: Path) -> None:
     """A handler of the user's stands at its number, all others stop the core; VTOR takes the address of the table."""
     needs(name)

@@ -35,6 +35,7 @@ LDFLAGS = (
     "-Wl,--strip-debug",
 )
 FAST = ("-O2", "-ffp-contract=off")  # of kernels that are C text
+RISCV_BOOTS = ("riscv", "esp32c3")
 BOOT2_BYTES = 252
 MICROPHONE = "microphone"  # the example that takes another driver than the one beside it
 
@@ -54,7 +55,7 @@ def c_files(board: Board) -> list[str]:
     """The shared sources that a board needs."""
     assert board.console is not None
     files = [*COMMON, f"console_{board.console.kind}.c", f"flash_{board.flash_driver or 'none'}.c"]
-    files += RISCV if board.boot in ("riscv", "esp32c3") else CORTEX_M
+    files += RISCV if board.boot in RISCV_BOOTS else CORTEX_M
     files += ["soft_math.c"] if soft(board) else []
     files += [f"boot_{board.boot}.S"] if board.boot in ("rp2040", "rp2350", "esp32c3") else []
     return files

@@ -9,6 +9,11 @@ from edgemem.boards import Board
 from edgemem.runtimes.firmware import build
 from edgemem.text import hertz
 
+INTERRUPTS = {
+    False: "Interrupt N of the chip calls `void irq_N(void)`, the system timer `void tick(void)`: define them.",
+    True: "Interrupt N of the core, as mcause has it, calls `void irq_N(void)`: define it, and set mie and mstatus.",
+}
+
 
 def readme(
     board: Board, model: str, kernels: Sequence[str], sound: build.Sound | None, snapshots: Mapping[str, Any]
@@ -107,11 +112,7 @@ def own_code(board: Board, kernels: Sequence[str], sound: build.Sound | None) ->
         else "The kernels are an object, made for the core of this board: another CORE in the Makefile wants "
         "`edgemem compile` again.\n\n"
     )
-    interrupts = (
-        ""
-        if not board.interrupts
-        else "\nInterrupt N of the chip calls `void irq_N(void)`, the system timer `void tick(void)`: define them.\n"
-    )
+    interrupts = f"\n{INTERRUPTS[board.boot in build.RISCV_BOOTS]}\n" if board.interrupts else ""
     examples = (
         ""
         if sound is None

@@ -15,7 +15,8 @@ void board_setup(void);
 uint32_t stack_used(void);
 
 /* Of a Cortex-M, where the application has them: the system timer, the two calls of a system of tasks, and interrupt N of
- * the device as `void irq_N(void)`, by the numbers of its manual.
+ * the device as `void irq_N(void)`, by the numbers of its manual. Of a RISC-V core `irq_N` alone, with N as in mcause: 7 is
+ * the timer of a standard core and 11 its interrupt controller. The application sets mie and mstatus.
  */
 void tick(void);
 void service_call(void);
