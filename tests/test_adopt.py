@@ -396,7 +396,7 @@ def test_a_state_that_changes_its_shape(tmp_path: Path) -> None:
 
 def test_a_dynamic_axis_that_nobody_knows(tmp_path: Path) -> None:
     path = average(tmp_path / "f.onnx", shape=["batch", "width"])
-    refused(path, UsageError, r"input x: how long is axis 1 \(width\)\?.*--set width=N")
+    refused(path, UsageError, r"input x \[batch, width\]: how long is axis 1 \(width\)\?.*--set width=N")
     refused(path, UsageError, r"--set widht=3: there is no dynamic axis .*did you mean 'width'",
             Request(sets={"width": "4", "widht": "3"}))  # fmt: skip
     refused(path, UsageError, "--set width=0: a size from 1", Request(sets={"width": "0"}))
