@@ -32,6 +32,9 @@ class Tensor:
     max_abs_error: float = 0.0
     max_reference: float = 0.0
     rounding: float = 0.0  # how far rounding alone takes the reference from exact values, where that was measured
+    values: int = 0  # all that were compared, but stand-ins for infinity
+    error_squares: float = 0.0
+    reference_squares: float = 0.0
     steps: list[int] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
 
@@ -39,6 +42,20 @@ class Tensor:
     def tolerance(self) -> float:
         rounded = min(MARGIN * self.rounding, MOST * self.max_reference)
         return max(FLOOR, self.relative * self.max_reference, rounded)
+
+    @property
+    def rms_error(self) -> float:
+        """Over all steps."""
+        return float(np.sqrt(self.error_squares / max(self.values, 1)))
+
+    @property
+    def rms_reference(self) -> float:
+        return float(np.sqrt(self.reference_squares / max(self.values, 1)))
+
+    @property
+    def rms_ratio(self) -> float:
+        """The error beside the reference, both RMS; nothing is to be told of a reference of zeros."""
+        return self.rms_error / self.rms_reference if self.reference_squares else min(self.rms_error, 1.0)
 
     @property
     def excess(self) -> float:
@@ -67,8 +84,12 @@ class Comparison:
         with np.errstate(invalid="ignore"):
             difference = np.abs(came - wanted)
         difference[(wanted == came) | (np.isnan(wanted) & np.isnan(came))] = 0.0
-        error = float(np.nan_to_num(difference, nan=HUGE, posinf=HUGE).max())
-        finite = np.abs(wanted[np.abs(wanted) < NO_VALUE])
+        difference = np.nan_to_num(difference, nan=HUGE, posinf=HUGE)
+        error, usual = float(difference.max()), np.abs(wanted) < NO_VALUE
+        finite = np.abs(wanted[usual])
+        tensor.values += finite.size
+        tensor.error_squares += float((difference[usual] ** 2).sum())
+        tensor.reference_squares += float((finite**2).sum())
         tensor.max_abs_error = max(tensor.max_abs_error, error)
         tensor.max_reference = max(tensor.max_reference, float(finite.max()) if finite.size else 0.0)
         tensor.steps.append(step)

@@ -4,7 +4,8 @@
     torch           the step form against the whole-sequence form, in torch
     RUNTIME         a runtime against torch: outputs and states, from the start, from warm and from random states
     RUNTIME reset   a stream filled with NaN and reset, against a fresh one: bit for bit
-    SCHEME          a quantized file against its parent, within what its certificate allows
+    SCHEME          a quantized file against its parent, within what its certificate allows (see `edgemem.coarse`)
+    SCHEME RMS      the outputs of that run as a whole, which may be off by 0.9 of their size at the very most
 
 The torch module is rebuilt from the contract's configuration and the file's initializers. A stage holds if and only
 if `max_abs_error` <= `tolerance`, which is 1e-5 of the largest reference value of the worst tensor, at least 1e-6, and
@@ -27,7 +28,8 @@ import numpy as np
 
 from edgemem import contract as contracts
 from edgemem import onnxfile
-from edgemem.compare import Comparison
+from edgemem.coarse import claimed, rms_allowed, worst_output
+from edgemem.compare import RELATIVE, Comparison
 from edgemem.errors import ConfigError, ContractError, MissingDependency, UsageError
 from edgemem.foreign import ForeignProgram, foreign_program, over_whole_sequence
 from edgemem.modelfile import ModelFile, open_model
@@ -194,21 +196,33 @@ def verify_quantized(
     Raises:
         ContractError: `parent` is another model, or has been quantized itself.
     """
-    scheme, bound = str(model.contract.quant["scheme"]), model.contract.quant.get("relative_tolerance")
+    scheme = str(model.contract.quant["scheme"])
     base, recorded = load(model.path), certificates(model)
     stages: list[Stage] = [] if parent is not None else list(recorded)
     if parent is not None:
-        if not isinstance(bound, float):
-            raise ContractError(f"contract field quant.relative_tolerance: a number was wanted, {bound!r} came")
+        relative, rms = claimed(model.contract.quant)
         reference = parent_program(model, parent)
         stages += float_stages(open_model(parent), reference, steps, seed)
-        found = trial(reference, as_parent(model, base, reference), steps, seed, tick, bound)
-        stages.append(stage(scheme, "parent", steps, found))
+        found = trial(
+            reference, as_parent(model, base, reference), steps, seed, tick, RELATIVE if relative is None else relative
+        )
+        stages += [] if relative is None else [stage(scheme, "parent", steps, found)]
+        stages.append(outputs_stage(scheme, steps, found, [port.name for port in model.contract.outputs], rms))
     for name, program in candidates.items():
         if program.runtime != base.runtime:
             stages.append(on_one_file(name, scheme, base, program, steps, seed, tick))
         stages.append(reset_stage(name, program))
     return Report(tuple(stages), recorded)
+
+
+def outputs_stage(scheme: str, steps: int, found: Comparison, outputs: Sequence[str], share: float) -> Stage:
+    """The outputs of a run as a whole: the RMS error of the worst beside `share` of its own RMS."""
+    name, tensor = worst_output(found, outputs)
+    allowed = rms_allowed(tensor, share)
+    first = name if tensor.rms_error > allowed else None
+    return Stage(
+        f"{scheme} RMS", "parent", steps, tensor.rms_error, tensor.rms_ratio, allowed, 0.0, first=first, tensor=name
+    )
 
 
 def on_one_file(

@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from edgemem import __version__
+from edgemem import __version__, coarse
 from edgemem import contract as contracts
 from edgemem.compare import Comparison
 from edgemem.contract import Certificate, Contract
@@ -42,9 +42,8 @@ from edgemem.trial import trial
 
 CERTIFIED_STEPS = 512
 FOLLOWED = 256  # steps of calibration data over which outputs are compared
-MOST_ERROR = 0.1  # of the outputs' RMS there, from which on it is said
+MOST_ERROR = 0.1  # of an output's RMS there, from which on it is said
 MOST_APART = 0.5  # of a tensor's largest value, on random inputs, where there is no data
-HEADROOM = 2.0  # a longer run on other inputs meets larger errors than the certificate's
 SMALLEST_ELEMENTS = 512  # smaller matrices stay float32: they cost little, and those of recurrences matter much
 
 
@@ -64,8 +63,9 @@ class Report:
     tensors: tuple[TensorChoice, ...]
     states: Mapping[str, str]  # the policy of each
     certificate: Certificate
-    relative_tolerance: float = 0.0  # what `verify` allows, of each tensor's largest value
-    output_error: float | None = None  # RMS over calibration data, relative to the outputs' own
+    relative_tolerance: float | None = None  # what `verify` allows, of each tensor's largest value
+    rms_tolerance: float | None = None  # or, where that would prove nothing, of each output's RMS
+    output_error: float | None = None  # RMS of the worst output over calibration data, relative to its own
     skipped: tuple[TensorChoice, ...] = ()  # matrices that are too small to be worth it
     warnings: tuple[str, ...] = ()
     quality: Mapping[str, Any] | None = None
@@ -88,6 +88,7 @@ class Report:
             "tensors": [asdict(choice) for choice in self.tensors],
             "skipped": [asdict(choice) for choice in self.skipped],
             "relative_tolerance": self.relative_tolerance,
+            "rms_tolerance": self.rms_tolerance,
             "output_error": self.output_error,
             "certificate": self.certificate.model_dump(mode="json"),
             "warnings": list(self.warnings),
@@ -177,12 +178,13 @@ def certified(
     parent = load(job.parent)
     candidate = as_parent(open_model(path), load(path), parent)
     found = trial(parent, candidate, steps, tick=counted(job.tick, "comparing", steps))
-    quant = {**contract.quant, "relative_tolerance": relative_tolerance(found)}
-    parity = (*contract.parity, certificate(found, scheme.name, steps))
+    outputs = [port.name for port in contract.outputs]
+    quant = {**contract.quant, **coarse.tolerances(found, outputs)}
+    parity = (*contract.parity, certificate(found, scheme.name, steps, quant, outputs))
     contract = contract.model_copy(update={"parity": parity, "quant": quant})
     save(job.model, contract, path)
     error = None if data is None else output_error(parent, candidate, data, min(steps, FOLLOWED))
-    job.warnings.extend(warnings_of(scheme, found, error, data))
+    job.warnings.extend(warnings_of(scheme, found, outputs, error, data))
     return error
 
 
@@ -199,10 +201,9 @@ def report_of(job: Job, scheme: str, parent: ModelFile, result: ModelFile) -> Re
         tuple(job.choices),
         {s.name: str(s.quant["policy"]) for s in contract.states if not helper(s)},
         contract.parity[-1],
-        float(str(contract.quant["relative_tolerance"])),
-        None,
-        tuple(job.skipped),
-        tuple(job.warnings),
+        *coarse.claims(contract.quant),
+        skipped=tuple(job.skipped),
+        warnings=tuple(job.warnings),
     )
     more, saved = report.bytes_after - report.bytes_before, report.state_bytes_before - report.state_bytes_after
     if more <= 0 or saved <= 0:  # `check_smaller` refuses a larger file that saves no state
@@ -215,19 +216,28 @@ def report_of(job: Job, scheme: str, parent: ModelFile, result: ModelFile) -> Re
 
 
 def output_error(parent: Program, child: Program, data: calibration.Data, count: int) -> float:
-    """RMS difference of the outputs on `count` steps of calibration data, relative to the parent's RMS; one run."""
-    left, right, difference, size = parent.new_state(), child.new_state(), 0.0, 0.0
-    for _, inputs in calibration.steps(parent.contract, data, count, runs=()):
-        wanted = {name: np.array(value, np.float64) for name, value in parent.step(inputs, left).items()}
+    """RMS error of the worst output on `count` steps of calibration data, relative to its own RMS; one run."""
+    left, right, found = parent.new_state(), child.new_state(), Comparison()
+    names = [port.name for port in parent.contract.outputs]
+    for step, inputs in calibration.steps(parent.contract, data, count, runs=()):
+        wanted = {name: value.copy() for name, value in parent.step(inputs, left).items()}
         came = child.step(inputs, right)
-        difference += sum(float(((came[name] - value) ** 2).sum()) for name, value in wanted.items())
-        size += sum(float((value**2).sum()) for value in wanted.values())
-    return float(np.sqrt(difference / max(size, 1e-30)))
+        for name in names:
+            found.add(step, name, wanted[name], came[name])
+    return coarse.worst_output(found, names)[1].rms_ratio
 
 
-def warnings_of(scheme: Scheme, found: Comparison, error: float | None, data: calibration.Data | None) -> list[str]:
-    """What a user should know of a result that is far from its parent."""
-    if error is not None and data is not None and error > MOST_ERROR:
+def warnings_of(
+    scheme: Scheme, found: Comparison, outputs: Sequence[str], error: float | None, data: calibration.Data | None
+) -> list[str]:
+    """What a user should know of a result that is far from its parent, above all that no proof of it can hold."""
+    output, worst = coarse.worst_output(found, outputs)
+    if worst.rms_ratio > coarse.MOST:
+        said = (
+            f"on random inputs {output} is off by {worst.rms_ratio:.0%} of its size (RMS), and zeros by 100%: `verify` "
+            f"fails beyond {coarse.MOST:.0%}"
+        )
+    elif error is not None and data is not None and error > MOST_ERROR:
         said = f"on the calibration data ({data.source}) the outputs are off by {error:.0%} of their size (RMS)"
     elif error is None and found.max_rel_error > MOST_APART:
         name, tensor = found.worst
@@ -398,14 +408,26 @@ def facts(job: Job, scheme: Scheme, model: ModelFile, data: calibration.Data | N
     }
 
 
-def relative_tolerance(found: Comparison) -> float:
-    """What `verify` allows, relative to the largest reference value of each tensor."""
-    worst = max((t.max_abs_error / t.max_reference for t in found.tensors.values() if t.max_reference), default=0.0)
-    return float(f"{HEADROOM * worst:.3g}")
+def certificate(
+    found: Comparison, scheme: str, steps: int, quant: Mapping[str, Any], outputs: Sequence[str]
+) -> Certificate:
+    """The errors against the parent, and what the contract's `quant` field allows of the worst tensor.
 
-
-def certificate(found: Comparison, scheme: str, steps: int) -> Certificate:
-    """The errors against the parent; the tolerance is what `relative_tolerance` allows of the worst tensor."""
+    Where that claims RMS errors alone, they are those of the worst output.
+    """
+    versions = {"edgemem": __version__, **{n: metadata.version(n) for n in ("onnx-ir", "onnxruntime")}}
+    relative, rms = coarse.claimed(quant)
+    if relative is None:
+        _, output = coarse.worst_output(found, outputs)
+        return Certificate(
+            stage=f"{scheme} RMS",
+            reference="parent",
+            steps=steps,
+            max_abs_error=output.rms_error,
+            max_rel_error=output.rms_ratio,
+            tolerance=coarse.rms_allowed(output, rms),
+            versions=versions,
+        )
     ratios = {n: t.max_abs_error / t.max_reference for n, t in found.tensors.items() if t.max_reference}
     worst = found.tensors[max(ratios, key=lambda name: ratios[name])] if ratios else found.worst[1]
     return Certificate(
@@ -414,8 +436,8 @@ def certificate(found: Comparison, scheme: str, steps: int) -> Certificate:
         steps=steps,
         max_abs_error=worst.max_abs_error,
         max_rel_error=max(ratios.values(), default=0.0),
-        tolerance=max(1e-6, relative_tolerance(found) * worst.max_reference),
-        versions={"edgemem": __version__, **{n: metadata.version(n) for n in ("onnx-ir", "onnxruntime")}},
+        tolerance=max(1e-6, relative * worst.max_reference),
+        versions=versions,
     )
 
 

@@ -120,7 +120,7 @@ def show(report: Report, output: Path) -> None:
         )
         for choice in sorted((*report.tensors, *report.skipped), key=lambda choice: -choice.bytes_before)
     ]
-    console, proof = stdout(), report.certificate
+    console = stdout()
     console.print(table(("tensor", "shape", "stored as", "bytes", "error"), rows, wrap="tensor"))
     if report.state_bytes_after != report.state_bytes_before:
         kept = ", ".join(f"{name} {policy}" for name, policy in report.states.items())
@@ -133,8 +133,21 @@ def show(report: Report, output: Path) -> None:
         console.print(f"outputs on the calibration data: {report.output_error:.2%} off (RMS)", highlight=False)
     console.print(
         f"{output}: {human_bytes(report.bytes_before)} → {human_bytes(report.bytes_after)} "
-        f"({report.ratio:.3f}×); largest error {proof.max_abs_error:.1e}, {proof.max_rel_error:.1e} of the tensor's "
-        f"largest value, over {proof.steps} steps; `verify --reference` allows {report.relative_tolerance:.1e} of it",
+        f"({report.ratio:.3f}×); {error_line(report)}",
         highlight=False,
         markup=False,
+    )
+
+
+def error_line(report: Report) -> str:
+    """The certificate's error and what is allowed: of any tensor, or where that proves nothing, the outputs' RMS."""
+    proof = report.certificate
+    if report.relative_tolerance is None:
+        return (
+            f"outputs off by {proof.max_rel_error:.1%} (RMS) over {proof.steps} steps, too coarse for a largest error; "
+            f"`verify --reference` allows {report.rms_tolerance:.1%}"
+        )
+    return (
+        f"largest error {proof.max_abs_error:.1e}, {proof.max_rel_error:.1e} of the tensor's largest value, over "
+        f"{proof.steps} steps; `verify --reference` allows {report.relative_tolerance:.1e} of it"
     )

@@ -51,7 +51,9 @@ def command(
 
     Error and what is allowed are those of the tensor that comes nearest to its tolerance: 1e-5 of its largest value,
     more where rounding alone takes torch further from its own float64. Of a quantized file, what is allowed is what
-    `edgemem quantize` measured against the parent and wrote into the contract, doubled.
+    `edgemem quantize` measured against the parent and wrote into the contract, doubled: the largest error of any
+    tensor, and where that would let zeros pass, the RMS error of the outputs. No file may have that beyond 0.9 of their
+    own RMS.
 
     For a microcontroller, JSON also says whether a free run gives the very bytes of this machine (byte_equal; of a
     step in integers, those of its reference), and the instructions of a step that the emulator counts.
