@@ -75,8 +75,9 @@ def command(
 
             require_emulator(target)  # before anything is compiled
     programs, unbuilt = on_boards(file, targets)
-    there = {target.runtime for target in targets.values()}
-    runtimes = tuple(name for name in runtimes if name not in there)  # a runtime whose board is named runs there
+    # a runtime whose board is named runs there; but that of host programs runs here too
+    elsewhere = {target.runtime for target in targets.values()} - {"aot"}
+    runtimes = tuple(name for name in runtimes if name not in elsewhere)
     with progress_bar() as progress:
         task = progress.add_task("comparing", total=steps * (len(runtimes) + 2 * len(boards)))
         report = verify(
