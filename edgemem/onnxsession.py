@@ -8,6 +8,8 @@ from typing import Any
 from edgemem.errors import MissingDependency, ModelFileError
 from edgemem.text import first_line
 
+# onnxruntime 1.32's fusion of y * (1 / x) into y / x leaves a graph that it then refuses, where y comes first
+BROKEN = ["DivMulFusion"]
 QUIET = 3  # errors only: learned start values are initializers that no node reads, which is a warning
 
 
@@ -33,7 +35,10 @@ def session(model: Path | bytes, threads: int = 1) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
     try:
         return onnxruntime.InferenceSession(
-            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+            model if isinstance(model, bytes) else str(model),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=BROKEN,
         )
     except Exception as error:  # onnxruntime's errors have no common base outside its private module
         name = "the graph" if isinstance(model, bytes) else model

@@ -11,6 +11,7 @@ import pytest
 import edgemem
 from edgemem import modelfile
 from edgemem.errors import ConfigError, InputError, ModelFileError, SnapshotError, UsageError
+from edgemem.export import export_model
 from edgemem.reference import rebuilt
 from edgemem.runner import generated
 from edgemem.trial import poisoned, random_inputs, random_state, trial
@@ -171,3 +172,9 @@ def test_what_cannot_be_loaded_is_named(models: Path, tmp_path: Path) -> None:
 def test_two_threads_of_one_step_change_nothing(models: Path) -> None:
     one, two = (edgemem.load(models / "lm.onnx", threads=n) for n in (1, 2))
     assert trial(one, two, 50).holds
+
+
+def test_a_product_with_a_reciprocal_is_not_fused_into_a_graph_that_onnxruntime_refuses(tmp_path: Path) -> None:
+    settings = {"layers": 1, "width": 5, "order": 5, "features": 6, "channels": 1, "convolutions": 1, "kernel": 1}
+    export_model("kws-spiking-lmuformer", tmp_path / "one.onnx", settings, certified_steps=8)  # its gains: a single 1
+    assert edgemem.load(tmp_path / "one.onnx").contract.outputs

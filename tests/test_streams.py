@@ -107,7 +107,9 @@ def of_nan_spoils_nobody(program: Program) -> None:
         for row in (0, 2):
             assert np.array_equal(good[places[row][0]], bad[places[row][1]])
         assert np.array_equal(good[places[0][0]], single[places[0][2]])
-        assert np.isnan(bad[places[1][1]]).any()
+        assert not np.array_equal(
+            good[places[1][0]], bad[places[1][1]]
+        )  # not always NaN: a compiled ReLU makes 0 of it
 
 
 @settings(max_examples=25, deadline=None)
