@@ -21,6 +21,7 @@ from edgemem import contract as contracts
 from edgemem.boards import board
 from edgemem.digests import canonical
 from edgemem.errors import CompileError, UsageError
+from edgemem.runtimes import kernel_times
 from edgemem.runtimes.aot.load import AotProgram, Library, check_file, read_manifest
 from edgemem.runtimes.aot.toolchain import FLAGS, toolchain
 from edgemem.trial import random_inputs
@@ -121,22 +122,9 @@ def run(command: Sequence[str], arguments: Sequence[str], folder: Path) -> None:
 
 def by_kernel(manifest: dict[str, Any], times_us: Sequence[float]) -> list[dict[str, Any]]:
     """One row for each kernel, the costliest first."""
-    total = sum(times_us) or 1.0
-    rows = []
-    for kernel in manifest["kernels"]:
-        calls = [i for i, call in enumerate(manifest["calls"]) if call["symbol"] == kernel["symbol"]]
-        spent = sum(times_us[i] for i in calls)
-        touched = sum(manifest["calls"][i]["weight_bytes"] + manifest["calls"][i]["activation_bytes"] for i in calls)
-        rows.append(
-            {
-                "kernel": kernel["symbol"],
-                "primfunc": kernel["primfunc"],
-                "schedule": kernel["schedule"],
-                "calls": len(calls),
-                "us": round(spent, 3),
-                "share": round(spent / total, 4),
-                "bytes": touched,
-                "gb_per_s": round(touched / spent / 1e3, 2) if spent else None,
-            }
-        )
-    return sorted(rows, key=lambda row: -float(row["us"]))
+    kernels = [{**kernel, "kernel": kernel["symbol"]} for kernel in manifest["kernels"]]
+    calls = manifest["calls"]
+    touched = [call["weight_bytes"] + call["activation_bytes"] for call in calls]
+    found = kernel_times.by_kernel({"kernels": kernels}, [call["symbol"] for call in calls], times_us, touched)
+    rows: list[dict[str, Any]] = found["kernels"]
+    return rows

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgemem.runtimes.gpu.folder import read_program_folder
-from edgemem.runtimes.gpu.kernel_times import by_kernel
+from edgemem.runtimes.kernel_times import by_kernel
 from edgemem.runtimes.opencl.folder import RUNTIME, load_folder
 from edgemem.trial import random_inputs
 
