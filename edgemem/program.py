@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -59,6 +59,23 @@ class StateBlock(ABC):
         for name, array in whole.items():
             array[list(rows)] = values[name]
         self.set(whole)
+
+    def keep(self, rows: Sequence[int]) -> Callable[[], None]:
+        """Hold some streams of a batch as they are now; what it gives puts them back after a step of all."""
+        kept = self.rows(rows)
+        return lambda: self.set_rows(rows, kept)
+
+
+def spans(rows: Iterable[int]) -> list[tuple[int, int]]:
+    """Rows as stretches (first, count) of neighbours, in order: {5, 1, 2} gives [(1, 2), (5, 1)]."""
+    found: list[tuple[int, int]] = []
+    for row in sorted(set(rows)):
+        first, count = found[-1] if found else (row, 0)
+        if found and first + count == row:
+            found[-1] = (first, count + 1)
+        else:
+            found.append((row, 1))
+    return found
 
 
 class Bound(NamedTuple):

@@ -160,10 +160,10 @@ class Streams:
             counts[rows] = self.contract.chunk.frames
             inputs[self._whole.valid.name] = counts
         idle = [place.row for place in self._positions if place not in chunks]
-        kept = self._state.rows(idle) if idle else {}
+        put_back = self._state.keep(idle) if idle else None
         outputs = self.program.step(inputs, self._state)
-        if idle:
-            self._state.set_rows(idle, kept)
+        if put_back is not None:
+            put_back()
         frames = self.contract.chunk.frames
         for place in chunks:
             before = self._positions[place]

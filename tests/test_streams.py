@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 import edgemem
 from edgemem.errors import InputError, SnapshotError, StreamError, UsageError
 from edgemem.export import export_model
-from edgemem.program import Program
+from edgemem.inputs import Inputs
+from edgemem.program import Program, spans
 from edgemem.streams import Streams
 from tests.gpus import has_pocl
 from tests.zoo import SMALL
@@ -56,6 +58,7 @@ def test_a_stream_is_as_if_alone(name: str, runtime: str, files: Files) -> None:
     """Streams come, pause, are reset and go; each gives what one stream of its own does, whatever its neighbours do."""
     program = loaded(files(name, BATCH), runtime)
     of_nan_spoils_nobody(program)
+    of_rows(program)
     alone = edgemem.load(files(name, 1))
     streams = Streams(program)
     a, b = streams.open(), streams.open()
@@ -110,6 +113,54 @@ def of_nan_spoils_nobody(program: Program) -> None:
         assert not np.array_equal(
             good[places[1][0]], bad[places[1][1]]
         )  # not always NaN: a compiled ReLU makes 0 of it
+
+
+def of_rows(program: Program) -> None:
+    """Some rows of a state are those of the whole; kept ones come back after a step, other streams' steps amid it."""
+    rng, state, other = np.random.default_rng(2), program.new_state(), program.new_state()
+    inputs = Inputs(program.contract, finite_only=False).zeros()
+    if (valid := program.contract.valid_input) is not None:
+        inputs[valid.name] = np.full(valid.shape, program.contract.chunk.frames, valid.dtype)
+    program.step(inputs, state)
+    before = state.get()
+    for name, array in state.rows([2, 0]).items():
+        assert np.array_equal(array, before[name][[2, 0]])
+    changed = {name: rng.integers(0, 2, (2, *array.shape[1:])).astype(array.dtype) for name, array in before.items()}
+    state.set_rows([2, 0], changed)
+    for name, array in state.get().items():
+        assert np.array_equal(array, np.stack([changed[name][1], before[name][1], changed[name][0]]))
+    held = state.get()
+    put_back = state.keep([0, 2])
+    program.step(inputs, other)
+    program.step(inputs, state)
+    program.step(inputs, other)
+    stepped = state.get()
+    put_back()
+    for name, array in state.get().items():
+        assert np.array_equal(array, np.stack([held[name][0], stepped[name][1], held[name][2]]))
+
+
+@given(rows=st.lists(st.integers(0, 9)))
+def test_stretches_hold_each_row_once(rows: list[int]) -> None:
+    found = spans(rows)
+    assert [row for first, count in found for row in range(first, first + count)] == sorted(set(rows))
+    assert all(first + count < then for (first, count), (then, _) in pairwise(found))
+
+
+@pytest.mark.parametrize("runtime", ["tvm", "opencl"])
+def test_idle_streams_do_not_leave_the_device(runtime: str, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = loaded(files("rwkv4", BATCH), runtime)
+    streams = Streams(program)
+    a, b = streams.open(), streams.open()
+    first = streams.step({a: chunk(program, 1), b: chunk(program, 2)})[b]
+    saved = streams.snapshot(b)
+    for name in ("get", "set", "rows", "set_rows"):
+        monkeypatch.setattr(type(streams._state), name, lambda *_: pytest.fail("a state was read or written"))
+    streams.step({a: chunk(program, 3)})
+    monkeypatch.undo()
+    assert streams.snapshot(b) == saved
+    streams.reset(b)
+    assert np.array_equal(streams.step({b: chunk(program, 2)})[b], first)
 
 
 @settings(max_examples=25, deadline=None)

@@ -6,7 +6,7 @@ import ctypes
 import hashlib
 import json
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +99,13 @@ class AotState(StateBlock):
     def set(self, values: Mapping[str, Array]) -> None:
         for name, view in self._views().items():
             np.copyto(view, values[name], casting="no")
+
+    def rows(self, rows: Sequence[int]) -> dict[str, Array]:
+        return {name: view[list(rows)] for name, view in self._views().items()}
+
+    def set_rows(self, rows: Sequence[int], values: Mapping[str, Array]) -> None:
+        for name, view in self._views().items():
+            view[list(rows)] = values[name]
 
     def reset(self) -> None:
         if self._library.reset(self._block.ctypes.data, self._block.nbytes) != OK:

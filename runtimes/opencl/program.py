@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgemem.errors import DeviceError, ModelFileError
-from edgemem.program import Array, Program, StateBlock
+from edgemem.program import Array, Program, StateBlock, spans
 from edgemem.runtimes.opencl.device import check_room, check_version, described
 from edgemem.runtimes.opencl.step import Launch, Place, Step
 from edgemem.text import first_line, human_bytes
@@ -96,6 +96,54 @@ class OpenclState(StateBlock):
             array = np.ascontiguousarray(values[name])
             self._cl.enqueue_copy(
                 self.queue, self.buffers["state"], array, dst_offset=place.offsets[self.turn], is_blocking=True
+            )
+
+    def rows(self, rows: Sequence[int]) -> dict[str, Array]:
+        values = {s.name: np.empty((len(rows), *s.shape[1:]), s.dtype) for s in self._contract.states}
+        for name, array in values.items():
+            for index, row in enumerate(rows):
+                offset, _ = self._span(name, row, 1)
+                source, one = self.buffers["state"], array[index : index + 1]
+                self._cl.enqueue_copy(self.queue, one, source, src_offset=offset, is_blocking=False)
+        self.queue.finish()
+        return values
+
+    def set_rows(self, rows: Sequence[int], values: Mapping[str, Array]) -> None:
+        for state in self._contract.states:
+            array = np.ascontiguousarray(np.broadcast_to(values[state.name], (len(rows), *state.shape[1:])))
+            for index, row in enumerate(rows):
+                offset, _ = self._span(state.name, row, 1)
+                target, one = self.buffers["state"], array[index : index + 1]
+                self._cl.enqueue_copy(self.queue, target, one, dst_offset=offset, is_blocking=True)
+
+    def keep(self, rows: Sequence[int]) -> Callable[[], None]:
+        """On the device: copies that the queue orders before and after the step."""
+        if "spare" not in self.buffers:
+            size = self._program.step_plan.sizes["state"]
+            self.buffers["spare"] = self._cl.Buffer(self._program.context, self._cl.mem_flags.READ_WRITE, size)
+        before = self._spans(rows)
+        self._move("state", before, "spare", before)
+        return lambda: self._move("spare", before, "state", self._spans(rows))
+
+    def _span(self, name: str, first: int, count: int) -> tuple[int, int]:
+        """Offset and bytes of some rows of a state, where it lies now."""
+        place, batch = self._program.step_plan.states[name], self._contract.batch
+        stride = place.nbytes // batch
+        return place.offsets[self.turn] + first * stride, count * stride
+
+    def _spans(self, rows: Sequence[int]) -> list[tuple[int, int]]:
+        return [self._span(state.name, *span) for state in self._contract.states for span in spans(rows)]
+
+    def _move(self, source: str, before: list[tuple[int, int]], target: str, after: list[tuple[int, int]]) -> None:
+        """Copy stretches of one buffer to those of another."""
+        for (offset, size), (goal, _) in zip(before, after, strict=True):
+            self._cl.enqueue_copy(
+                self.queue,
+                self.buffers[target],
+                self.buffers[source],
+                byte_count=size,
+                src_offset=offset,
+                dst_offset=goal,
             )
 
     def reset(self) -> None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgemem.errors import DeviceError, MissingDependency, ModelFileError
-from edgemem.program import Array, Program, StateBlock
+from edgemem.program import Array, Program, StateBlock, spans
 from edgemem.runtimes.vm.driver import INSTEAD, check_driver, load_runtime
 from edgemem.text import first_line, human_bytes
 
@@ -86,6 +86,7 @@ class VmState(StateBlock):
 
     def __init__(self, program: VmProgram) -> None:
         self._program = program
+        self.spare: dict[str, Any] = {}  # for `keep`, from its first call on
         with DEVICE:
             self.held = program.room()
             self.reset()
@@ -101,6 +102,34 @@ class VmState(StateBlock):
 
     def reset(self) -> None:
         self.set(self._program.start)
+
+    def rows(self, rows: Sequence[int]) -> dict[str, Array]:
+        with DEVICE:
+            where = self._program.where(self)
+            return {
+                name: np.concatenate([stretch(tensor, row).numpy() for row in rows]) for name, tensor in where.items()
+            }
+
+    def set_rows(self, rows: Sequence[int], values: Mapping[str, Array]) -> None:
+        with DEVICE:
+            for name, tensor in self._program.where(self).items():
+                array = np.broadcast_to(values[name], (len(rows), *tensor.shape[1:]))
+                for index, row in enumerate(rows):
+                    stretch(tensor, row).copyfrom(np.ascontiguousarray(array[index : index + 1]))
+
+    def keep(self, rows: Sequence[int]) -> Callable[[], None]:
+        """On the device, beside `held`: that takes the whole state when another stream steps in between."""
+        stretches = spans(rows)
+        with DEVICE:
+            if not self.spare:
+                self.spare = self._program.room()
+            move(self._program.where(self), self.spare, stretches)
+
+        def put_back() -> None:
+            with DEVICE:
+                move(self.spare, self._program.where(self), stretches)
+
+        return put_back
 
 
 class VmProgram(Program):
@@ -202,10 +231,19 @@ def bound(machine: Any, program: VmProgram) -> list[Any]:
     return steps
 
 
-def move(source: Mapping[str, Any], target: Mapping[str, Any]) -> None:
-    """Copy tensors on the device."""
+def move(source: Mapping[str, Any], target: Mapping[str, Any], stretches: Sequence[tuple[int, int]] = ()) -> None:
+    """Copy tensors on the device, or stretches (first, count) of their rows alone."""
     for name, tensor in source.items():
-        tensor.copyto(target[name])
+        if not stretches:
+            tensor.copyto(target[name])
+        for first, count in stretches:
+            stretch(tensor, first, count).copyto(stretch(target[name], first, count))
+
+
+def stretch(tensor: Any, first: int, count: int = 1) -> Any:
+    """Some rows of a tensor, without a copy."""
+    one = int(np.prod(tensor.shape[1:])) * np.dtype(str(tensor.dtype)).itemsize
+    return tensor._create_view((count, *tensor.shape[1:]), relative_byte_offset=first * one)
 
 
 def needed_bytes(sizes: Mapping[str, int]) -> int:
