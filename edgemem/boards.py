@@ -20,7 +20,8 @@ flash_origin, flash_bytes           where code and weights lie; `flash_data_orig
 ram_origin, ram_bytes               where state, arena and stack lie
 start_clock_hz                      of the core after `setup`, where that is another
 flash_wait_states, flash_line_bytes cycles that a line of flash is late at `clock_hz`, and what comes at once
-flash_page_bytes                    of flash that are erased at once; with it, firmware keeps room for two snapshots
+flash_page_bytes                    that are erased at once at the end of flash, where firmware keeps two snapshots then
+flash_unit_bytes                    that are written at once, 4 if left out
 flash_driver                        how firmware writes them, where edgemem knows
 interrupts                          of the device in its vector table, or the causes of a RISC-V core
 microphone = "nrf"                  the driver of a microphone that firmware brings, see `runtimes/firmware/sound.py`
@@ -148,8 +149,9 @@ class Board(Strict):
     flash_data_origin: int | None = None
     flash_wait_states: int | None = None
     flash_line_bytes: int | None = None
-    flash_driver: Literal["ram", "nrf"] | None = None  # how firmware writes it, where it can
+    flash_driver: Literal["ram", "nrf", "stm32f", "stm32h7", "rp", "esp32c3"] | None = None  # how firmware writes it
     flash_page_bytes: int | None = None  # what is erased at once
+    flash_unit_bytes: int = 4  # what is written at once
     interrupts: int = 0
     microphone: Literal["nrf"] | None = None
     boot: Boot | None = None
@@ -225,6 +227,9 @@ def check_start(board: Board) -> None:
         raise ValueError(
             f"flash_page_bytes {page} are no pages of words that flash_bytes {board.flash_bytes} consist of"
         )
+    unit = board.flash_unit_bytes
+    if unit < 4 or unit % 4 or (page or unit) % unit:
+        raise ValueError(f"flash_unit_bytes {unit} are no words that flash_page_bytes {page} consist of")
 
 
 def span(origin: int | None, count: int | None, what: str) -> range:

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 import edgemem
 from edgemem.boards import board
 from edgemem.cli.main import cli
-from edgemem.errors import BudgetError, CheckFailed, ConfigError, MissingDependency, StreamError
+from edgemem.errors import BudgetError, CheckFailed, ConfigError, MissingDependency, StreamError, UsageError
 from edgemem.runtimes.firmware import budget, build, elf
 from edgemem.runtimes.firmware.emulator import Session, command_of
 from edgemem.runtimes.firmware.proof import Proof
@@ -295,9 +295,39 @@ def test_snapshots_are_left_out_where_they_alone_do_not_fit() -> None:
     core = board("mps3_an547")
     room = core.flash_bytes or 0
     parts = {"code": 10_000, "weights": room - 12_000, "test_vectors": 1_000, "snapshots": 1_024}
-    assert budget.without_snapshots(core, parts) == {**parts, "snapshots": 0}
+    freed = 10_000 - budget.SNAPSHOT_CODE_BYTES
+    assert budget.without_snapshots(core, parts) == {**parts, "snapshots": 0, "code": freed}
     exact = {**parts, "code": 9_976}
     assert sum(exact.values()) == room and budget.without_snapshots(core, exact) == exact
+    none = {**exact, "snapshots": 0}  # they were not wanted
+    assert budget.without_snapshots(core, none) == {**none, "code": 9_976 - budget.SNAPSHOT_CODE_BYTES}
+
+
+def test_firmware_without_snapshots_has_neither_flash_nor_code_of_them(files: Path, tmp_path: Path) -> None:
+    """`--no-snapshots`: the budget says so before the build and after it; the rest is the same program."""
+    needs("mps2_an386")
+    path, folder = model(files, "rwkv4"), tmp_path / "fw"
+    command = ["compile", str(path), "--board", "mps2_an386", "-o", str(folder), "--name", "model", "--no-snapshots"]
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 0, done.output
+    assert "no snapshots, the state ends with the power: compiled with --no-snapshots" in done.output
+    bare, full = (manifest(f)["budget"] for f in (folder, built(files, "mps2_an386", "rwkv4")))
+    for kind in ("predicted", "linked"):
+        assert bare[kind]["flash"]["snapshots"] == 0 < full[kind]["flash"]["snapshots"]
+        saved = full[kind]["flash"]["code"] - bare[kind]["flash"]["code"]
+        assert abs(saved - budget.SNAPSHOT_CODE_BYTES) < 100, kind
+        assert bare[kind]["ram"]["data"] < full[kind]["ram"]["data"]
+    assert "snapshot_save" not in elf.read(folder / "firmware.elf").symbols
+    assert (
+        not list((folder / "src").glob("flash*"))
+        and "compiled with --no-snapshots" in (folder / "README.md").read_text()
+    )
+    state = edgemem.load(folder).new_state()
+    assert state.save() == state.load() == 3  # type: ignore[attr-defined]
+    found = trial(edgemem.load(path), edgemem.load(folder), 4)
+    assert found.holds, found.first_divergence
+    refused = CliRunner().invoke(cli, ["compile", str(path), "--board", "rpi4", "-o", "x", "--no-snapshots"]).exception
+    assert isinstance(refused, UsageError) and "board rpi4 runs under an operating system" in str(refused)
 
 
 def test_states_in_few_bits_run_on_a_board(files: Path, tmp_path: Path) -> None:
@@ -349,6 +379,7 @@ def test_without_its_compiler_or_emulator_a_board_says_what_installs_them(
         ("thumbv7em-unknown-none-eabihf", "aarch64-linux-gnu", "triple aarch64-linux-gnu is no microcontroller's"),
         ("emulated_hz = 25_000_000\n", "", "an emulator of a bare board needs emulated_hz"),
         ("flash_page_bytes = 1024\n", "flash_page_bytes = 1000\n", "flash_page_bytes 1000 are no pages of words"),
+        ("flash_page_bytes = 1024\n", "flash_page_bytes = 1024\nflash_unit_bytes = 96\n", "flash_unit_bytes 96 are no"),
         ("clock_hz = 25_000_000", "clock_hz = 0", "clock_hz 0 and start_clock_hz None are no clocks"),
         ("clock_hz = 25_000_000", "clock_hz = 9\nstart_clock_hz = 10", "start_clock_hz 10 are no clocks, the second"),
         (

@@ -178,6 +178,10 @@ def test_a_board_without_emulator_gets_the_image_that_it_starts_from(spotter: Pa
         found = image.section(section)
         assert found is not None and found.address in ram and found.address + found.nbytes in ram, section
     assert len(data) <= facts.flash_bytes
+    kept = manifest(tmp_path / "fw")
+    assert len(data) <= kept["snapshots"]["offset"] == facts.flash_bytes - 2 * kept["snapshots"]["bank_bytes"]
+    assert kept["snapshots"]["bank_bytes"] and "snapshot_save" in image.symbols
+    assert kept["budget"]["predicted"]["ram"]["data"] >= kept["budget"]["linked"]["ram"]["data"]
     if name == "esp32c3":
         assert data[:8] == struct.pack("<II", 0xAEDB041D, 0xAEDB041D)
         return

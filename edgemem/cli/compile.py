@@ -29,9 +29,19 @@ if TYPE_CHECKING:
 @click.option(
     "--report", is_flag=True, help="Also draw memory.svg: the arena over the calls of a step, and what a step takes."
 )
+@click.option(
+    "--no-snapshots", is_flag=True, help="Firmware without snapshots of its state in flash, neither room nor code."
+)
 @json_option
 def command(
-    file: Path, board: str, output: Path, runtime: str | None, name: str | None, report: bool, as_json: bool
+    file: Path,
+    board: str,
+    output: Path,
+    runtime: str | None,
+    name: str | None,
+    report: bool,
+    no_snapshots: bool,
+    as_json: bool,
 ) -> None:
     """Compile FILE for a board into C that needs no Python, no TVM and no heap where it runs.
 
@@ -52,14 +62,19 @@ def command(
 
     begin = time.perf_counter()
     target = described(board)  # what cannot be is refused before the compiler is loaded
-    check_wishes(target, runtime, report)
+    check_wishes(target, runtime, report, no_snapshots)
 
     from edgemem.runtimes.aot.compiler import compile_model
 
     try:
         with stderr().status(f"compiling {file}") as status:
             manifest = compile_model(
-                file, target, output, name, progress=lambda stage: status.update(f"compiling {file}: {stage}")
+                file,
+                target,
+                output,
+                name,
+                progress=lambda stage: status.update(f"compiling {file}: {stage}"),
+                snapshots=not no_snapshots,
             )
     except BudgetError as error:
         if as_json:
@@ -80,11 +95,12 @@ def command(
         stderr().print(line, highlight=False)
 
 
-def check_wishes(target: Board, runtime: str | None, report: bool) -> None:
+def check_wishes(target: Board, runtime: str | None, report: bool, no_snapshots: bool) -> None:
     """Refuse what the board's programs cannot be or do.
 
     Raises:
-        UsageError: another runtime than the board's, or a picture of a program without an arena.
+        UsageError: another runtime than the board's, a picture of a program without an arena, or firmware's snapshots
+            left out of what is none.
     """
     from edgemem.errors import UsageError
 
@@ -96,6 +112,11 @@ def check_wishes(target: Board, runtime: str | None, report: bool) -> None:
     if report and target.gpu is not None:
         raise UsageError(
             f"--report draws the arena of aot programs, board {target.name} runs {target.runtime}; leave it out"
+        )
+    if no_snapshots and target.kind != "bare":
+        raise UsageError(
+            f"--no-snapshots is of a microcontroller's firmware, board {target.name} runs under an operating system; "
+            "leave it out"
         )
 
 
@@ -140,7 +161,7 @@ def firmware_lines(manifest: Mapping[str, Any], folder: Path) -> list[str]:
         lines.append(f"{what}: {human_bytes(took)} of {human_bytes(there)} ({parts})")
     lines += prediction_lines(manifest["prediction"])
     if manifest["snapshots"]["left_out"] is not None:
-        lines.append(f"no room for snapshots, the state ends with the power: {manifest['snapshots']['left_out']}")
+        lines.append(f"no snapshots, the state ends with the power: {manifest['snapshots']['left_out']}")
     if manifest["no_sound"] is not None:
         lines.append(f"no example that hears: {manifest['no_sound']}")
     if manifest["sound"] is not None:

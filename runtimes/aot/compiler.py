@@ -155,8 +155,11 @@ def compile_model(
     output: str | Path,
     name: str | None = None,
     progress: Callable[[str], None] = lambda stage: None,
+    snapshots: bool = True,
 ) -> dict[str, Any]:
     """Compile a model file for a board into the folder `output`, and return the manifest.
+
+    `snapshots`: whether firmware may keep its state in flash, where there is room.
 
     Raises:
         ModelFileError, ContractError: the file is not a model, or has an operator without a kernel.
@@ -177,7 +180,7 @@ def compile_model(
     if board.kind == "bare":
         from edgemem.runtimes.firmware.writer import write_firmware
 
-        return write_firmware(Path(path), board, target_folder, name, progress)
+        return write_firmware(Path(path), board, target_folder, name, progress, snapshots)
     tools = toolchain(board)
     program = generated(Path(path), board, name, progress)
     check_budget(board, program.model.contract.model.name, program.source)

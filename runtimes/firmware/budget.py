@@ -24,13 +24,15 @@ from edgemem.runtimes.integer.generate import IntegerKernels
 from edgemem.text import human_bytes
 
 SNAPSHOT_HEADER_BYTES = 20
+SNAPSHOT_CODE_BYTES = 1050  # of them, and of a driver of flash
+DRIVER_RAM_BYTES = {"rp": 384, "esp32c3": 128}  # functions in RAM, and what they keep there
 NESTED = 3  # functions of an integer kernel that are open at once
 # Bytes beside those of float32 weights, the mildest scheme first; see the table of schemes in the README.
 SMALLER_WEIGHTS = (("f16", 0.5), ("w8a8", 0.26), ("w4g32", 0.15), ("vq:dim=4,codes=256", 0.1))
 PRESENT = {"none": 1.0, "f16": 0.5, "w8": 0.26, "w8a8": 0.26, "w8a8-dynamic": 0.26, "w4g32": 0.15}
 SMALLER_STATES = (("i16", 2), ("i8", 4))  # by what divides float32
 DATA_BYTES = 64  # variables of console, counter and snapshots
-FIRMWARE_CODE_BYTES = 3600  # start-up, console, self-test, snapshots, and what comes of a C library
+FIRMWARE_CODE_BYTES = 3700  # start-up, console, self-test, snapshots, and what comes of a C library
 CALL_BYTES, ARGUMENT_BYTES = 4, 6  # of the driver
 SOFT_FLOAT_BYTES = {"thumbv6m": 4000, "thumbv7m": 1400, "riscv32": 4900}  # libgcc's, by core, where floats are soft
 MATH = re.compile(r"(a?(?:sin|cos|tan)h?|atan2|pow|fmod|exp2|log2|log10|log1p|expm1|cbrt|hypot|rint|nearbyint)f")
@@ -63,11 +65,13 @@ def bank_bytes(board: Board, source: Source) -> int:
     if board.flash_page_bytes is None:
         return 0
     states = sum(sources.nbytes(state) for state in source.contract.states)
-    return up(SNAPSHOT_HEADER_BYTES + states, board.flash_page_bytes)
+    return up(up(SNAPSHOT_HEADER_BYTES, board.flash_unit_bytes) + states, board.flash_page_bytes)
 
 
-def predicted(board: Board, program: Generated, checks: Vectors, folder: Path, tools: Toolchain) -> Budget:
-    """What the firmware will take; its kernels are compiled into `folder` to be weighed."""
+def predicted(
+    board: Board, program: Generated, checks: Vectors, folder: Path, tools: Toolchain, snapshots: bool = True
+) -> Budget:
+    """What the firmware will take, with room for `snapshots` or without; its kernels are compiled into `folder`."""
     source = program.source
     objects = program.kernels.objects(folder, tools)
     math = math_functions(objects)
@@ -75,17 +79,23 @@ def predicted(board: Board, program: Generated, checks: Vectors, folder: Path, t
         "code": code_bytes(board, program, objects) + sum(map(math_bytes, math)),
         "weights": source.weight_bytes,
         "test_vectors": up(checks.nbytes, 16) + 32,
-        "snapshots": 2 * bank_bytes(board, source),
+        "snapshots": 2 * bank_bytes(board, source) if snapshots else 0,
     }
+    flash = without_snapshots(board, flash)
     ram = {
         "stack": stack_bytes(program.kernels.assembly(folder, tools), NESTED if program.kernels.sources(folder) else 1)
         + (MATH_STACK_BYTES if math else 0),
-        "data": DATA_BYTES,
+        "data": DATA_BYTES + snapshot_ram_bytes(board, flash["snapshots"]),
         "io": sources.io_bytes(source),
         "state": source.plan.state_bytes,
         "arena": source.plan.arena_bytes,
     }
-    return Budget(without_snapshots(board, flash), ram)
+    return Budget(flash, ram)
+
+
+def snapshot_ram_bytes(board: Board, banks: int) -> int:
+    """The unit that is being written, and the part of the driver that runs from RAM."""
+    return board.flash_unit_bytes + DRIVER_RAM_BYTES.get(str(board.flash_driver), 0) if banks else 0
 
 
 def code_bytes(board: Board, program: Generated, objects: Sequence[Path]) -> int:
@@ -135,9 +145,11 @@ def check(board: Board, program: Generated, budget: Budget) -> None:
 
 
 def without_snapshots(board: Board, flash: dict[str, int]) -> dict[str, int]:
-    """The parts of flash, the snapshots left out where all of them are too much: a step needs none."""
+    """The parts of flash, the snapshots left out where there are none or all is too much: a step needs none."""
     assert board.flash_bytes is not None
-    return flash if sum(flash.values()) <= board.flash_bytes else {**flash, "snapshots": 0}
+    if flash["snapshots"] and sum(flash.values()) <= board.flash_bytes:
+        return flash
+    return {**flash, "snapshots": 0, "code": flash["code"] - SNAPSHOT_CODE_BYTES}
 
 
 def free(board: Board, budget: Budget) -> dict[str, int]:

@@ -20,9 +20,10 @@ IMAGE = "firmware.elf"
 SHARED = "src"  # folder of what is not the model's
 EXAMPLES = "examples"  # folder of other programs than the firmware
 MAIN = f"{SHARED}/main.c"
-COMMON = ("main.c", "selftest.c", "serve.c", "snapshot.c", "memory.c", "counter.c", "marks.c", "console_text.c")
-HEADERS = ("console.h", "counter.h", "edgemem_model.h", "flash.h", "marks.h", "selftest.h", "serve.h", "snapshot.h",
-           "start.h")  # fmt: skip
+COMMON = ("main.c", "selftest.c", "serve.c", "memory.c", "counter.c", "marks.c", "console_text.c")
+HEADERS = ("console.h", "counter.h", "edgemem_model.h", "marks.h", "selftest.h", "serve.h", "snapshot.h", "start.h")
+SNAPSHOT_HEADERS = ("flash.h", "flash_place.h", "registers.h")
+ROM_HEADERS = {"rp": ("rom_rp.h",), "esp32c3": ("rom_esp32c3.h",)}
 CORTEX_M, RISCV = ("start_cortex_m.c", "math_error.c"), ("start_riscv.S", "fault_riscv.c")
 CFLAGS = ("-std=gnu99", "-Os", "-Wall", "-Wextra", "-ffreestanding", "-ffunction-sections",
           "-fdata-sections", "-fno-common", "-fno-ident", "-g0")  # fmt: skip
@@ -51,14 +52,21 @@ class Sound:
     fixed: bool  # whether features are computed in fixed point
 
 
-def c_files(board: Board) -> list[str]:
-    """The shared sources that a board needs."""
+def c_files(board: Board, snapshots: bool) -> list[str]:
+    """The shared sources that a board needs, with or without `snapshots` of the state."""
     assert board.console is not None
-    files = [*COMMON, f"console_{board.console.kind}.c", f"flash_{board.flash_driver or 'none'}.c"]
+    files = [*COMMON, f"console_{board.console.kind}.c"]
+    files += ["snapshot.c", f"flash_{board.flash_driver or 'none'}.c"] if snapshots else []
     files += RISCV if board.boot in RISCV_BOOTS else CORTEX_M
     files += ["soft_math.c"] if soft(board) else []
     files += [f"boot_{board.boot}.S"] if board.boot in ("rp2040", "rp2350", "esp32c3") else []
     return files
+
+
+def headers(board: Board, snapshots: bool) -> list[str]:
+    """The shared headers that these include."""
+    more = (*SNAPSHOT_HEADERS, *ROM_HEADERS.get(str(board.flash_driver), ())) if snapshots else ()
+    return [*HEADERS, *more]
 
 
 def soft(board: Board) -> bool:
@@ -66,13 +74,21 @@ def soft(board: Board) -> bool:
     return board.float_abi == "soft" or board.abi == "ilp32"
 
 
-def copy_sources(board: Board, folder: Path) -> list[str]:
+def copy_sources(board: Board, folder: Path, snapshots: bool) -> list[str]:
     """Put the shared sources and headers into a project; the paths of the sources in it."""
-    names = c_files(board)
-    for name in [*names, *HEADERS]:
+    names = c_files(board, snapshots)
+    for name in [*names, *headers(board, snapshots)]:
         text = resources.files("edgemem.runtimes.firmware").joinpath("c", name).read_text()
         (folder / SHARED / name).write_text(text)
     return [f"{SHARED}/{name}" for name in names]
+
+
+def quiet(board: Board) -> str:
+    """RISC-V's linker warns of code in RAM, which this driver needs; an older one knows neither warning nor option."""
+    if board.flash_driver != "esp32c3":
+        return ""
+    option = "no-warn-rwx-segments"
+    return f" $(if $(findstring {option},$(shell $(CC) -nostdlib -Wl,--help)),-Wl,--{option})"
 
 
 def objects_of(sources: Sequence[str]) -> str:
@@ -104,7 +120,7 @@ CC := $(CROSS)gcc
 OBJCOPY := $(CROSS)objcopy
 CORE := {" ".join(board.compiler_flags)}
 CFLAGS := {" ".join(CFLAGS)} -I. -I{SHARED} -Iapp
-LDFLAGS := {" ".join(LDFLAGS)}
+LDFLAGS := {" ".join(LDFLAGS)}{quiet(board)}
 LIBRARIES := -Wl,--start-group -lm -lc -lgcc -Wl,--end-group
 OBJECTS := {objects}
 EXTRA ?=

@@ -1,7 +1,8 @@
 """The two banks of flash that hold a device's state, as a file; made from a stream's snapshot, and read back.
 
     python -m edgemem.runtimes.firmware.flash fw/ --put s.safetensors -o flash.bin
-    flash.bin: 2 banks of 5120 bytes; write it to 0x003fd800, and the firmware goes on from there
+    flash.bin: 2 banks of 5120 bytes; write it to 0x003fd800 (0x3fd800 from the start of flash), and the firmware
+    goes on from there
     python -m edgemem.runtimes.firmware.flash fw/ --get flash.bin -o s.safetensors
     s.safetensors: the state in flash.bin; `edgemem run FILE --state s.safetensors` goes on from it
 
@@ -77,7 +78,8 @@ def bank_bytes(manifest: Mapping[str, Any]) -> int:
         raise UsageError(f"{manifest['board']['name']} is no microcontroller; give a folder with firmware")
     found = int(manifest["snapshots"]["bank_bytes"])
     if not found and manifest["snapshots"].get("left_out"):
-        raise UsageError(f"the firmware keeps no snapshot: {manifest['snapshots']['left_out']}; make the model smaller")
+        why = manifest["snapshots"]["left_out"]
+        raise UsageError(f"the firmware keeps no snapshot: {why}; compile it again with room for them")
     if not found:
         raise UsageError(
             f"{manifest['board']['name']}: edgemem has no driver for its flash, so its firmware keeps no snapshot; "
@@ -104,8 +106,14 @@ def image(manifest: Mapping[str, Any], states: Mapping[str, Array], sequence: in
     parts = (np.asarray(stored[name], np.dtype(kind).newbyteorder("<")) for name, _, kind in layout(manifest))
     body = b"".join(part.tobytes() for part in parts)
     header = HEADER.pack(int(manifest["snapshots"]["identity"], 16), sequence, len(body))
-    bank = header + CRC.pack(zlib.crc32(header + body)) + body
-    return bank.ljust(BANKS * size, b"\xff")
+    head = header + CRC.pack(zlib.crc32(header + body))
+    return (head.ljust(state_at(manifest), b"\xff") + body).ljust(BANKS * size, b"\xff")
+
+
+def state_at(manifest: Mapping[str, Any]) -> int:
+    """Where the states begin in a bank: with the first unit of flash behind what is written before them."""
+    unit = int(manifest["snapshots"]["unit_bytes"])
+    return -(-(HEADER.size + CRC.size) // unit) * unit
 
 
 def newest(manifest: Mapping[str, Any], flash: bytes) -> dict[str, Array]:
@@ -136,7 +144,7 @@ def whole(manifest: Mapping[str, Any], bank: bytes) -> tuple[int, bytes] | None:
     """Sequence number and states of a bank, None where it holds no snapshot of this firmware."""
     identity, sequence, count = HEADER.unpack_from(bank)
     (checksum,) = CRC.unpack_from(bank, HEADER.size)
-    start = HEADER.size + CRC.size
+    start = state_at(manifest)
     wanted = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for _, shape, kind in layout(manifest))
     if identity != int(manifest["snapshots"]["identity"], 16) or count != wanted or start + count > len(bank):
         return None
@@ -189,9 +197,9 @@ def main() -> None:
         print(f"edgemem: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     if options.put:
-        address = manifest["snapshots"]["address"]
-        print(f"{options.output}: {BANKS} banks of {len(made) // BANKS} bytes; write it to {address:#010x}, "
-              "and the firmware goes on from there")  # fmt: skip
+        address, offset = (manifest["snapshots"][key] for key in ("address", "offset"))
+        print(f"{options.output}: {BANKS} banks of {len(made) // BANKS} bytes; write it to {address:#010x} "
+              f"({offset:#x} from the start of flash), and the firmware goes on from there")  # fmt: skip
         if manifest["board"].get("flash_driver") is None:
             print("edgemem has no driver for this flash: the firmware needs one in app/, see src/flash_none.c")
     else:

@@ -1,7 +1,7 @@
 """The linker script of a board: what lies where, from its memory map.
 
     flash   boot block, vectors, code, constants, weights, test vectors, start values of data, two banks of snapshots
-    ram     stack, data, inputs and outputs, state, arena
+    ram     stack, functions that flash may not hold, data, inputs and outputs, state, arena
 
 The stack is at the bottom of RAM: one that grows too deep faults instead of writing over data. Every part is a section
 of its own, so that the linker's map weighs it.
@@ -57,6 +57,8 @@ SECTIONS
     .data : {data_load(board)} ALIGN(16)
     {{
         data_start = .;
+        *(.ramfunc .ramfunc.*)
+        . = ALIGN(4);
         *(.data .data.*)
         __global_pointer$ = . + 0x800;
         *(.sdata .sdata.*)

@@ -138,7 +138,7 @@ def state(board: Board, snapshots: Mapping[str, Any]) -> str:
 
 No flash is kept for snapshots ({why}): after a power cut it starts anew.
 """
-    at = f"{snapshots['address']:#010x}"
+    at = f"{snapshots['address']:#010x}, {snapshots['offset']:#x} from the start of flash"
     if board.flash_driver is None:
         return f"""\
 ## The state in flash
@@ -146,9 +146,11 @@ No flash is kept for snapshots ({why}): after a power cut it starts anew.
 Two snapshots have room at {at}, and nothing writes them: define the four functions of `src/flash.h` for the flash of
 this board, `src/flash_none.c` gives way to them.
 """
+    tried = "" if board.emulator else " No emulator has this flash: the driver was built, and not run."
     return f"""\
 ## The state in flash
 
-Two snapshots take turns at {at}; an image leaves them alone. `python -m edgemem.runtimes.firmware.flash` makes such
-flash of a stream's snapshot, and reads it back.
+Two snapshots take turns at {at}; an image leaves them alone.
+`snapshot_save(SNAPSHOT_WHOLE)` of `src/snapshot.h` writes the older one, `src/main.c` starts from the newer.{tried}
+`python -m edgemem.runtimes.firmware.flash` makes such flash of a stream's snapshot, and reads it back.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -34,9 +34,16 @@ from edgemem.text import human_bytes
 
 
 def write_firmware(
-    path: Path, board: Board, output: Path, name: str | None, progress: Callable[[str], None]
+    path: Path,
+    board: Board,
+    output: Path,
+    name: str | None,
+    progress: Callable[[str], None],
+    snapshots: bool = True,
 ) -> dict[str, Any]:
     """Compile a model file into a firmware project in the folder `output`, and return the manifest.
+
+    Without `snapshots`, their code and their flash are left out.
 
     Raises:
         BudgetError: the firmware needs more flash or RAM than the board has; nothing is written.
@@ -50,9 +57,10 @@ def write_firmware(
     progress("generating code")
     with tempfile.TemporaryDirectory(prefix=".edgemem-", dir=existing_parent(output)) as folder:
         place = Path(folder)
-        predicted = budget.predicted(board, program, checks, place, tools)
+        predicted = budget.predicted(board, program, checks, place, tools, snapshots)
         budget.check(board, program, predicted)
-        heard = write_project(place, board, program, checks, predicted)
+        kept = snapshot_facts(board, program, predicted, snapshots)
+        heard = write_project(place, board, program, checks, predicted, kept)
         progress("building")
         build.make(place, "EXTRA=-Werror", f"PYTHON={sys.executable}")
         manifest = manifest_of(place, program.model, board, program.source, program.kernels, tools)
@@ -61,7 +69,7 @@ def write_firmware(
         manifest["integer"] = integer_facts(program, reason)
         manifest["work"] = work.of_program(program)
         manifest["prediction"] = cost.facts(prediction(board, program, manifest["work"]))
-        manifest["snapshots"] = snapshot_facts(board, program, predicted)
+        manifest["snapshots"] = kept
         manifest["sound"] = None if heard is None else asdict(heard)
         manifest["no_sound"] = sound.obstacle(board, program.source.contract, budget.free(board, predicted))
         clean(place, program)
@@ -108,26 +116,38 @@ def prediction(board: Board, program: Generated, counts: list[dict[str, float]])
     return cost.predicted(board, isinstance(program.kernels, IntegerKernels), counts, seconds)
 
 
-def snapshot_facts(board: Board, program: Generated, predicted: budget.Budget) -> dict[str, Any]:
-    """Where the two banks of flash are, whose states they take, and what is short where they are left out."""
+def snapshot_facts(board: Board, program: Generated, predicted: budget.Budget, asked: bool) -> dict[str, Any]:
+    """Where the two banks of flash are, whose states they take, and why they are left out."""
     assert board.flash_origin is not None and board.flash_bytes is not None
     each = predicted.flash["snapshots"] // 2
-    address = board.flash_origin + board.flash_bytes - 2 * each
+    offset = board.flash_bytes - 2 * each
     wanted = 2 * budget.bank_bytes(board, program.source)
-    left_out = None
-    if wanted and not each:
+    left_out = None if asked else "compiled with --no-snapshots"
+    if asked and wanted and not each:
         rest = board.flash_bytes - predicted.flash_bytes
         left_out = f"two snapshots take {human_bytes(wanted)} of flash, {human_bytes(rest)} are left"
     identity = f"{program.source.identity:#018x}"
-    return {"address": address, "bank_bytes": each, "identity": identity, "left_out": left_out}
+    return {
+        "address": board.flash_origin + offset,
+        "offset": offset,  # from the start of flash
+        "bank_bytes": each,
+        "unit_bytes": board.flash_unit_bytes,
+        "identity": identity,
+        "left_out": left_out,
+    }
 
 
 def write_project(
-    folder: Path, board: Board, program: Generated, checks: Vectors, predicted: budget.Budget
+    folder: Path,
+    board: Board,
+    program: Generated,
+    checks: Vectors,
+    predicted: budget.Budget,
+    snapshots: Mapping[str, Any],
 ) -> build.Sound | None:
     """Every source of a project, beside the kernels' object; what of it takes sound."""
     source, name = program.source, program.source.name
-    bank = predicted.flash["snapshots"] // 2
+    bank = int(snapshots["bank_bytes"])
     own = folder / build.SHARED
     own.mkdir()
     (folder / f"{name}.h").write_text(emit_header.header(source))
@@ -138,7 +158,7 @@ def write_project(
     (own / "edgemem_model.c").write_text(sources.model_c(source))
     (own / "vectors.c").write_text(sources.vectors_c(checks))
     (folder / "firmware.ld").write_text(layout.linker_script(board, predicted.ram["stack"], bank))
-    shared = build.copy_sources(board, folder)
+    shared = build.copy_sources(board, folder, snapshots=bank > 0)
     if board.boot == "rp2040":
         build.write_boot_checksum(board, folder)
     files = [*shared, f"{build.SHARED}/edgemem_model.c", f"{build.SHARED}/vectors.c", f"{name}.c", f"{name}_weights.S"]
@@ -150,7 +170,7 @@ def write_project(
     if board.uf2_family is not None:
         (folder / "uf2.py").write_text(resources.files("edgemem.runtimes.firmware").joinpath("uf2.py").read_text())
     model = source.contract.model.name
-    (folder / "README.md").write_text(readme(board, model, kernels, heard, snapshot_facts(board, program, predicted)))
+    (folder / "README.md").write_text(readme(board, model, kernels, heard, snapshots))
     return heard
 
 

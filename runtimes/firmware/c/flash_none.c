@@ -1,6 +1,7 @@
 /* A board whose flash edgemem does not write. To keep snapshots there, define these four functions for your chip in a
- * file of your own in app/: they replace the ones here. Two banks of FLASH_BANK_BYTES lie at snapshot_start, whole pages
- * of FLASH_PAGE_BYTES (`flash_page_bytes` in the board's TOML file); snapshot.h says what is written, in words of 4 bytes.
+ * file of your own in app/: they replace the ones here. Two banks of FLASH_BANK_BYTES lie at FLASH_START, whole pages of
+ * FLASH_PAGE_BYTES (`flash_page_bytes` in the board's TOML file); snapshot.h says what is written, in units of
+ * FLASH_UNIT_BYTES (`flash_unit_bytes` there, 4 if it says nothing).
  */
 #include "flash.h"
 
@@ -9,9 +10,12 @@ __attribute__((weak)) int flash_there(void)
     return 0;
 }
 
-__attribute__((weak)) const uint32_t *flash_bank(uint32_t bank)
+__attribute__((weak)) int flash_read(uint32_t bank, uint32_t offset, void *to, uint32_t bytes)
 {
     (void)bank;
+    (void)offset;
+    (void)to;
+    (void)bytes;
     return 0;
 }
 
@@ -21,9 +25,9 @@ __attribute__((weak)) void flash_erase_page(uint32_t bank, uint32_t page)
     (void)page;
 }
 
-__attribute__((weak)) void flash_write_word(uint32_t bank, uint32_t index, uint32_t value)
+__attribute__((weak)) void flash_write(uint32_t bank, uint32_t offset, const uint32_t *unit)
 {
     (void)bank;
-    (void)index;
-    (void)value;
+    (void)offset;
+    (void)unit;
 }

@@ -1,9 +1,7 @@
 /* Flash of Nordic's nRF51 and nRF52, through their controller (NVMC). */
 #include "flash.h"
 
-#include "board.h"
-
-extern uint32_t snapshot_start[];
+#include "flash_place.h"
 
 #define NVMC_READY (*(volatile uint32_t *)0x4001E400u)
 #define NVMC_CONFIG (*(volatile uint32_t *)0x4001E504u)
@@ -19,26 +17,27 @@ static void configure(uint32_t mode)
 
 int flash_there(void)
 {
-    return FLASH_BANK_BYTES != 0; /* none where the program needs all of the flash */
+    return 1;
 }
 
-const uint32_t *flash_bank(uint32_t bank)
+int flash_read(uint32_t bank, uint32_t offset, void *to, uint32_t bytes)
 {
-    return snapshot_start + bank * (FLASH_BANK_BYTES / 4);
+    flash_copy(to, flash_address(bank, offset), bytes);
+    return 1;
 }
 
 void flash_erase_page(uint32_t bank, uint32_t page)
 {
     configure(ERASE);
-    NVMC_ERASEPAGE = (uint32_t)(uintptr_t)(flash_bank(bank) + page * (FLASH_PAGE_BYTES / 4));
+    NVMC_ERASEPAGE = flash_address(bank, page * FLASH_PAGE_BYTES);
     while ((NVMC_READY & 1u) == 0) {}
     configure(READ_ONLY);
 }
 
-void flash_write_word(uint32_t bank, uint32_t index, uint32_t value)
+void flash_write(uint32_t bank, uint32_t offset, const uint32_t *unit)
 {
     configure(WRITE);
-    *(volatile uint32_t *)(uintptr_t)(flash_bank(bank) + index) = value;
+    *(volatile uint32_t *)(uintptr_t)flash_address(bank, offset) = *unit; /* a unit is a word here */
     while ((NVMC_READY & 1u) == 0) {}
     configure(READ_ONLY);
 }

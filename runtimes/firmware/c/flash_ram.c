@@ -1,29 +1,29 @@
 /* Flash of emulated boards: memory that, as flash does, only loses ones between erasures. */
 #include "flash.h"
 
-#include "board.h"
-
-extern uint32_t snapshot_start[];
+#include "flash_place.h"
 
 int flash_there(void)
 {
-    return FLASH_BANK_BYTES != 0; /* none where the program needs all of the flash */
+    return 1;
 }
 
-const uint32_t *flash_bank(uint32_t bank)
+int flash_read(uint32_t bank, uint32_t offset, void *to, uint32_t bytes)
 {
-    return snapshot_start + bank * (FLASH_BANK_BYTES / 4);
+    flash_copy(to, flash_address(bank, offset), bytes);
+    return 1;
 }
 
 void flash_erase_page(uint32_t bank, uint32_t page)
 {
-    volatile uint32_t *p = snapshot_start + bank * (FLASH_BANK_BYTES / 4) + page * (FLASH_PAGE_BYTES / 4);
+    volatile uint32_t *const p = (volatile uint32_t *)(uintptr_t)flash_address(bank, page * FLASH_PAGE_BYTES);
     uint32_t i;
     for (i = 0; i < FLASH_PAGE_BYTES / 4; ++i) p[i] = 0xFFFFFFFFu;
 }
 
-void flash_write_word(uint32_t bank, uint32_t index, uint32_t value)
+void flash_write(uint32_t bank, uint32_t offset, const uint32_t *unit)
 {
-    volatile uint32_t *p = snapshot_start + bank * (FLASH_BANK_BYTES / 4);
-    p[index] &= value;
+    volatile uint32_t *const p = (volatile uint32_t *)(uintptr_t)flash_address(bank, offset);
+    uint32_t i;
+    for (i = 0; i < FLASH_UNIT_BYTES / 4; ++i) p[i] &= unit[i];
 }

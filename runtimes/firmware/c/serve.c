@@ -4,12 +4,15 @@
 #include "console.h"
 #include "counter.h"
 #include "edgemem_model.h"
-#include "flash.h"
 #include "marks.h"
 #include "snapshot.h"
 #include "start.h"
 
 #include <string.h>
+
+#if SNAPSHOTS
+#include "flash.h"
+#endif
 
 static int give_word(uint32_t word)
 {
@@ -82,18 +85,57 @@ static int count(void)
     return 1;
 }
 
-static int save(void)
+#if SNAPSHOTS
+
+static uint32_t saved(uint32_t units)
 {
-    uint32_t words;
-    if (!console_read(&words, sizeof words)) return 0;
-    return give_word((uint32_t)snapshot_save(words));
+    return (uint32_t)snapshot_save(units);
+}
+
+static uint32_t loaded(void)
+{
+    return (uint32_t)snapshot_load();
 }
 
 /* Both banks as they are; nothing where there is no flash. */
 static int flash(void)
 {
-    if (flash_there()) console_write(flash_bank(0), 2 * FLASH_BANK_BYTES);
+    uint32_t bank, at;
+    for (bank = 0; flash_there() && bank < 2; ++bank) {
+        for (at = 0; at < FLASH_BANK_BYTES; at += 4) {
+            uint32_t word = 0;
+            (void)flash_read(bank, at, &word, sizeof word);
+            (void)give_word(word);
+        }
+    }
     return 1;
+}
+
+#else
+
+static uint32_t saved(uint32_t units)
+{
+    (void)units;
+    return SNAPSHOT_NO_FLASH;
+}
+
+static uint32_t loaded(void)
+{
+    return SNAPSHOT_NO_FLASH;
+}
+
+static int flash(void)
+{
+    return 1;
+}
+
+#endif
+
+static int save(void)
+{
+    uint32_t units;
+    if (!console_read(&units, sizeof units)) return 0;
+    return give_word(saved(units));
 }
 
 void serve(void)
@@ -110,7 +152,7 @@ void serve(void)
         case 'H': on = give_word(stack_used()); break;
         case 'W': on = save(); break;
         case 'F': on = flash(); break;
-        case 'L': on = give_word((uint32_t)snapshot_load()); break;
+        case 'L': on = give_word(loaded()); break;
         default: on = 0;
         }
     }

@@ -9,7 +9,7 @@
  *     R           reset       -> its error code in 4 bytes
  *     C steps     count       -> ticks of that many steps on the test vectors, 4 bytes each, then of each kernel call
  *     H           stack       -> bytes of it that were used so far, in 4 bytes
- *     W words     save        -> to flash, cut off after that many words (all ones: never); its error code
+ *     W units     save        -> to flash, cut off after that many units (all ones: never); its error code
  *     L           load        -> from flash; its error code in 4 bytes
  *     F           flash   -> both banks of snapshots
  *
