@@ -1,10 +1,10 @@
-"""The whole step in integers: int8 products, int16 between them; every scale is fixed by calibration.
+"""The whole step in integers: int8 products of weights, int16 between them; every scale is fixed by calibration.
 
     tensor                                 stored as                      scale
     weight of a product, >= 512 elements   int8 [in, out]                 one per output
     smaller weights (of recurrences)       int16                          one per output
-    left input of an int8 product          uint8, with a zero point       one, by the calibrator
-    right input that is no weight          int8                           one, by the calibrator
+    what a weight multiplies, on its left  uint8, with a zero point       one, by the calibrator
+    and on its right                       int8                           one, by the calibrator
     biases and every other float tensor    int16                          one per group, twice the largest value seen
     wide states, and what is computed      float32                        none
     from them up to the next int8 product
@@ -13,7 +13,6 @@
 
     before                            after
     Add(MatMul(x, W), b)              Add(MatMul(DQ(Q(x)), DQ(W.q, axis=1)), DQ(b.q))
-    MatMul(x, y)                      MatMul(DQ(Q(x)), DQ(Q(y)))
     y = Op(x), c = a constant         y = DQ(Q(Op(x)))                    c = DQ(c.q)
     Gather(W, i) of a table           as in `w8`, then DQ(Q(.))
 
@@ -21,6 +20,9 @@ Q and DQ are QuantizeLinear and DequantizeLinear of one scale. Operators that on
 Where) and both ends of a state share one scale, a group: moving them needs no arithmetic, and a state comes back as it
 left. Nothing is rounded between a product, its bias and a Relu, nor twice for a tensor that only int8 products read.
 So a step runs in integers: int32 sums, one multiplication and shift per output, tables for Exp, Sigmoid and Tanh.
+
+A product of two activations is int16 on both sides, for its sake more than its cost: the weights of an attention over
+128 keys are 1/128 each where nothing stands out, two of the 255 steps of a byte.
 """
 
 from __future__ import annotations
@@ -174,7 +176,8 @@ def widened(job: Job, nodes: list[ir.Node]) -> set[str]:
     power = powers(nodes)
     found = {state.input for state in wide}
     for node in nodes:
-        if any(value is not None and value.name in found for value in node.inputs) and not is_product(job, node):
+        rounds = is_product(job, node) or is_pair(node)
+        if any(value is not None and value.name in found for value in node.inputs) and not rounds:
             found |= {str(value.name) for value in node.outputs if value.dtype == FLOAT}
     outputs = {str(value.name) for value in job.model.graph.outputs}
     return (found - outputs) | power | {name for state in wide for name in (state.input, state.output)}
@@ -218,8 +221,13 @@ def is_two(value: ir.Value | None) -> bool:
 
 
 def is_product(job: Job, node: ir.Node) -> bool:
-    """Whether a node is a product of int8."""
-    return node.op_type == "MatMul" and not small(job, node)
+    """Whether a node is a product of int8, with a weight."""
+    return node.op_type == "MatMul" and not is_pair(node) and not small(job, node)
+
+
+def is_pair(node: ir.Node) -> bool:
+    """Whether a node is a product of two activations."""
+    return node.op_type == "MatMul" and not any(is_constant(value) for value in node.inputs)
 
 
 def small(job: Job, node: ir.Node) -> bool:
@@ -237,6 +245,11 @@ def product(plan: Plan, node: ir.Node, weights: dict[str, Weight]) -> None:
     if node in plan.products:
         operand(plan, node, 0, weights)
         operand(plan, node, 1, weights)
+    elif is_pair(node):
+        for index, value in enumerate(node.inputs):
+            assert value is not None
+            if plan.groups[str(value.name)].wide:
+                narrowed(plan, node, index, value)
 
 
 def operand(plan: Plan, node: ir.Node, index: int, weights: dict[str, Weight]) -> None:
@@ -254,6 +267,14 @@ def operand(plan: Plan, node: ir.Node, index: int, weights: dict[str, Weight]) -
         low, high = calibrator(seen.values, seen.low, seen.high) if seen.low <= seen.high else (0.0, 0.0)
     scale, zero = affine(low, high) if index == 0 else symmetric(low, high)
     made, _ = round_trip(plan.job.model, value, f"{value.name}.{'u8' if index == 0 else 'i8'}", scale, zero)
+    node.replace_input_with(index, made)
+
+
+def narrowed(plan: Plan, node: ir.Node, index: int, value: ir.Value) -> None:
+    """A float32 input of a product of two activations in int16."""
+    low, high = extent(plan.job, plan.seen, str(value.name))
+    scale = Group(max(abs(low), abs(high))).scale
+    made, _ = round_trip(plan.job.model, value, f"{value.name}.i16", scale, np.zeros((), np.int16))
     node.replace_input_with(index, made)
 
 

@@ -68,6 +68,8 @@ def operations() -> dict[str, Operation]:
                                         tensor(3, 3, 5, dtype="int8"), 11, 50, BYTE),
         "pair": products.pair((tensor(0, 2, 3, 11, dtype="int8"), 0), (tensor(1, 2, 6, 11, dtype="int8"), 0),
                               tensor(2, 2, 3, 6), (2, 3, 11, 6), (-128, 5), 1 << 20, 21, WORD),
+        "pair16": products.pair16((tensor(0, 2, 3, 11), 0), (tensor(1, 2, 7, 11), 0), tensor(2, 2, 3, 7),
+                                  (2, 3, 11, 7), 1 << 26, 50, WORD),
         "softmax": norms.softmax(tensor(0, 3, 13), 0, tensor(1, 3, 13, dtype="int8"), 13, *softmax_step(2.0**-9),
                                  *softmax_factor(1 / 255), Out("int8", -128, -128, 127)),
         "curve": curves.curve(line, Tensor(1, "constant", "", table.shape, "int16"), tensor(2, 9), 7, shift, WORD),

@@ -45,7 +45,7 @@ def of_operation(operation: Operation) -> dict[str, float]:
     sizes = [math.prod(tensor.shape) for tensor in operation.reads]
     if kind in PRODUCTS_OF_WEIGHTS:  # columns [outputs, depth]
         macs = elements * sizes[1] / max(1, operation.reads[1].shape[0])
-    elif kind == "pair":  # of m x k and k x n: m k, k n and m n are known
+    elif kind in ("pair", "pair16"):  # of m x k and k x n: m k, k n and m n are known
         macs = math.sqrt(sizes[0] * sizes[1] * elements)
     elif kind in REDUCTIONS:
         macs = sizes[0]

@@ -18,6 +18,9 @@
 
 #if EDGEMEM_MVE
 #include <arm_mve.h>
+#elif EDGEMEM_DSP
+#include <arm_acle.h>
+#include <string.h>
 #endif
 
 enum { BLOCK = 4 }; /* outputs whose sums run together: x is read once for all of them */
@@ -118,16 +121,77 @@ void edgemem_product8(const int8_t *x, const int8_t *w, const int32_t *bias, con
     }
 }
 
+#if EDGEMEM_DSP
+
+static int16x2_t two(const int16_t *x)
+{
+    int16x2_t pair;
+    memcpy(&pair, x, sizeof pair);
+    return pair;
+}
+
+#endif
+
+/* Two sums in 64 bits over the same x; the rows of w are `apart`, 0 where there is but one. */
+static void two_wide_sums(const int16_t *x, const int16_t *w, int32_t apart, int32_t depth, int64_t sums[2])
+{
+    const int16_t *v = w + apart;
+    int64_t s0 = 0, s1 = 0;
+    int32_t k = 0;
+#if EDGEMEM_MVE
+    for (; k < depth; k += 8) {
+        const mve_pred16_t lanes = vctp16q((uint32_t)(depth - k));
+        const int16x8_t a = vldrhq_z_s16(x + k, lanes);
+        s0 = vmlaldavaq_p_s16(s0, a, vldrhq_z_s16(w + k, lanes), lanes);
+        s1 = vmlaldavaq_p_s16(s1, a, vldrhq_z_s16(v + k, lanes), lanes);
+    }
+#else
+#if EDGEMEM_DSP
+    for (; k + 2 <= depth; k += 2) {
+        const int16x2_t a = two(x + k);
+        s0 = __smlald(a, two(w + k), s0);
+        s1 = __smlald(a, two(v + k), s1);
+    }
+#endif
+    for (; k < depth; ++k) {
+        s0 += (int32_t)x[k] * w[k];
+        s1 += (int32_t)x[k] * v[k];
+    }
+#endif
+    sums[0] = s0;
+    sums[1] = s1;
+}
+
 void edgemem_product16(const int16_t *x, const int16_t *w, const int32_t *factor, void *y, int32_t rows,
                        int32_t outputs, int32_t depth, int32_t shift, const edgemem_out *out)
 {
-    int32_t r, n, k;
+    const edgemem_out held = *out;
+    int32_t r, n;
     for (r = 0; r < rows; ++r, x += depth) {
-        for (n = 0; n < outputs; ++n) {
-            const int16_t *row = w + n * depth;
-            int64_t sum = 0;
-            for (k = 0; k < depth; ++k) sum += (int32_t)x[k] * row[k];
-            edgemem_put(y, r * outputs + n, sum * factor[n], shift, out);
+        for (n = 0; n < outputs; n += 2) {
+            const int32_t more = n + 1 < outputs;
+            int64_t sums[2];
+            two_wide_sums(x, w + n * depth, more * depth, depth, sums);
+            edgemem_put(y, r * outputs + n, sums[0] * factor[n], shift, &held);
+            if (more) edgemem_put(y, r * outputs + n + 1, sums[1] * factor[n + 1], shift, &held);
+        }
+    }
+}
+
+void edgemem_pair16(const int16_t *x, const int16_t *y, void *z, int32_t batch, int32_t rows, int32_t outputs,
+                    int32_t depth, int32_t factor, int32_t shift, const edgemem_out *out)
+{
+    const edgemem_out held = *out;
+    int32_t b, r, n, at = 0;
+    for (b = 0; b < batch; ++b, y += outputs * depth) {
+        for (r = 0; r < rows; ++r, x += depth, at += outputs) {
+            for (n = 0; n < outputs; n += 2) {
+                const int32_t more = n + 1 < outputs;
+                int64_t sums[2];
+                two_wide_sums(x, y + n * depth, more * depth, depth, sums);
+                edgemem_put(z, at + n, sums[0] * factor, shift, &held);
+                if (more) edgemem_put(z, at + n + 1, sums[1] * factor, shift, &held);
+            }
         }
     }
 }

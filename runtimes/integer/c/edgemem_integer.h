@@ -43,6 +43,10 @@ void edgemem_pair(const int8_t *x, const int8_t *y, void *z, int32_t batch, int3
                   int32_t depth, int32_t x_zero, int32_t y_zero, int32_t factor, int32_t shift,
                   const edgemem_out *out);
 
+/* The same for int16 on both sides, without zeros; sums in 64 bits. */
+void edgemem_pair16(const int16_t *x, const int16_t *y, void *z, int32_t batch, int32_t rows, int32_t outputs,
+                    int32_t depth, int32_t factor, int32_t shift, const edgemem_out *out);
+
 /* y[at ..] = x[0 .. width] * factor * 2^-shift */
 void edgemem_row(const int8_t *x, int32_t factor, void *y, int32_t at, int32_t width, int32_t shift,
                  const edgemem_out *out);

@@ -1,4 +1,4 @@
-"""MatMul: int8 with a constant and its bias, int16 with a constant, int8 with int8 that the step computes."""
+"""MatMul: int8 with a constant and its bias, int16 with a constant, two of int8 or int16 that the step computes."""
 
 from __future__ import annotations
 
@@ -69,6 +69,23 @@ def pair(x: tuple[Tensor, int], columns: tuple[Tensor, int], y: Tensor, extents:
     return Operation("pair", (x[0], columns[0]), y, c, run)
 
 
+def pair16(x: tuple[Tensor, int], columns: tuple[Tensor, int], y: Tensor, extents: tuple[int, int, int, int],
+           factor: int, shift: int, out: Out) -> Operation:  # fmt: skip
+    """int16 rows [batch, rows, depth] times int16 columns [batch, outputs, depth]; `extents` are those four."""
+    batch, rows, depth, outputs = extents
+
+    def run(given: Sequence[Array]) -> Array:
+        left = given[0][x[1] : x[1] + batch * rows * depth].reshape(batch, rows, depth).astype(np.int64)
+        right = given[1][columns[1] : columns[1] + batch * outputs * depth].reshape(batch, outputs, depth)
+        return out.put(left @ right.astype(np.int64).transpose(0, 2, 1) * factor, shift).reshape(-1)
+
+    c = (
+        f"{out.c()}\nedgemem_pair16(r0 + {x[1]}, r1 + {columns[1]}, w, {batch}, {rows}, {outputs}, {depth}, "
+        f"{factor}, {shift}, &out);"
+    )
+    return Operation("pair16", (x[0], columns[0]), y, c, run)
+
+
 # --- rounding --------------------------------------------------------------------------------------------------------
 
 
@@ -89,7 +106,7 @@ def rounded_product(lowering: Lowering, value: Product, scale: float, out: Out) 
         return product8(tensor, at, weight, (columns[0], columns[1], columns[2]), target, depth, shift, out)
     if np.any(value.bias) or value.x.zero:
         raise NotInteger("MatMul of int16 with a bias")
-    weights, shift = whole_numbers(units / scale, min(28, SUM_BITS - 30 - depth.bit_length()))
+    weights, shift = whole_numbers(units / scale, bits16(depth))
     parts16 = (lowering.constant(q.T.astype(np.int16)), lowering.constant(weights.astype(np.int32)))
     return product16(tensor, at, *parts16, target, depth, shift, out)
 
@@ -98,13 +115,20 @@ def rounded_pair(lowering: Lowering, value: Pair, scale: float, out: Out) -> Ope
     batch, (rows, outputs), depth = value.shape[:-2], value.shape[-2:], value.x.shape[-1]
     x = np.broadcast_to(value.x.places, (*batch, rows, depth))
     columns = np.broadcast_to(np.swapaxes(value.y.places, -1, -2), (*batch, outputs, depth))
-    factor, shift = whole_numbers(np.array([value.x.scale * value.y.scale / scale]), FACTOR_BITS)
+    wide = value.x.dtype == "int16"
+    unit, bits = value.x.scale * value.y.scale, bits16(depth) if wide else FACTOR_BITS
+    factor, shift = whole_numbers(np.array([unit / scale]), bits)
     extents = (int(np.prod(batch, dtype=np.int64)), rows, depth, outputs)
-    zeros = (value.x.zero, value.y.zero)
     target = lowering.result(value.shape, out.dtype)
-    return pair(
-        lowering.stretch(x), lowering.stretch(columns), target, extents, zeros, int(factor[0]), shift, out
-    )  # fmt: skip
+    places = (lowering.stretch(x), lowering.stretch(columns))
+    if wide:
+        return pair16(*places, target, extents, int(factor[0]), shift, out)
+    return pair(*places, target, extents, (value.x.zero, value.y.zero), int(factor[0]), shift, out)
+
+
+def bits16(depth: int) -> int:
+    """Bits of a factor for sums of `depth` products of int16."""
+    return min(28, SUM_BITS - 30 - depth.bit_length())
 
 
 # --- rules -----------------------------------------------------------------------------------------------------------
@@ -125,7 +149,7 @@ def matmul(lowering: Lowering, node: Any) -> Value:
         shape = (*right.shape[:-2], left.shape[0], right.shape[-1])
         return Product(shape, x, left.real.T, column_scales(left, 0), np.zeros(left.shape[0]), turned=True)
     x, y = lowering.ints(left), lowering.ints(right)
-    if (x.dtype, y.dtype) != ("int8", "int8"):
+    if (x.dtype, y.dtype) not in (("int8", "int8"), ("int16", "int16")) or (x.dtype == "int16" and (x.zero or y.zero)):
         raise NotInteger(f"MatMul of {x.dtype} with {y.dtype}, both computed in the step,")
     batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     return Pair((*batch, x.shape[-2], y.shape[-1]), x, y)
