@@ -37,6 +37,7 @@ BITS = {"float64": 64, "int64": 64, "uint64": 64, "float32": 32, "int32": 32, "u
 EXTERNAL = 1  # TensorProto.data_location
 UNKNOWN = -1  # a symbolic or missing dimension
 MAX_ELEMENTS = 1 << 40
+SHOWN = 200  # characters of a place in a message
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ def read(path: str | Path) -> OnnxFile:
     path = Path(path)
     if path.is_dir():
         raise ModelFileError(f"{path} is a folder; an ONNX file was wanted")
+    if path.exists() and not path.is_file():
+        raise ModelFileError(f"{path} is no file but a device or a pipe; an ONNX file was wanted")
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -249,22 +252,36 @@ def external(path: Path, name: str, where: Mapping[str, str], wanted: int) -> me
     Raises:
         ModelFileError: a path that leaves the folder, or a file that is missing or too short.
     """
-    folder, place = path.resolve().parent, where.get("location", "")
-    target = (folder / place).resolve()
-    if not place or Path(place).is_absolute() or not target.is_relative_to(folder):
-        raise ModelFileError(
-            f"{path}: initializer {name} lies in {place!r}, outside the model's folder; this is refused"
-        )
     offset, length = int(where.get("offset", "0")), int(where.get("length", str(wanted)))
-    if not target.is_file() or offset < 0 or length < 0 or offset + length > target.stat().st_size:
-        raise ModelFileError(
-            f"{path}: initializer {name} wants {length} bytes at {offset} of {place}, which is missing or too short; "
-            "copy the model with its data file"
-        )
+    target = data_file(path, name, where.get("location", ""), offset, length)
     if length == 0:
         return memoryview(b"")
     with target.open("rb") as file:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[offset : offset + length]
+
+
+def data_file(path: Path, name: str | None, place: str, offset: int, length: int) -> Path:
+    """The file of the model's folder in which `length` bytes of a tensor lie at `offset`.
+
+    Raises:
+        ModelFileError: a path that leaves the folder, or no file, or one that is too short.
+    """
+    folder = path.resolve().parent
+    try:
+        target = (folder / place).resolve()
+        size = target.stat().st_size if target.is_file() else -1
+    except (OSError, ValueError):  # names that are too long, or hold a zero
+        target, size = folder, -1
+    if not place or Path(place).is_absolute() or not target.is_relative_to(folder):
+        raise ModelFileError(
+            f"{path}: initializer {name} lies in {place[:SHOWN]!r}, outside the model's folder; this is refused"
+        )
+    if offset < 0 or length < 0 or offset + length > size:
+        raise ModelFileError(
+            f"{path}: initializer {name} wants {length} bytes at {offset} of {place[:SHOWN]!r}, which is missing or "
+            "too short; copy the model with its data file"
+        )
+    return target
 
 
 def string_pair(entry: Any) -> tuple[str, str]:

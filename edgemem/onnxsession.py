@@ -10,7 +10,7 @@ from edgemem.text import first_line
 
 # onnxruntime 1.32's fusion of y * (1 / x) into y / x leaves a graph that it then refuses, where y comes first
 BROKEN = ["DivMulFusion"]
-QUIET = 3  # errors only: learned start values are initializers that no node reads, which is a warning
+QUIET = 4  # what goes wrong is raised; a log would put names of the file on the screen as they are
 
 
 def session(model: Path | bytes, threads: int = 1) -> Any:
@@ -35,7 +35,9 @@ def session(model: Path | bytes, threads: int = 1) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
     try:
         return onnxruntime.InferenceSession(
-            model if isinstance(model, bytes) else str(model),
+            model
+            if isinstance(model, bytes)
+            else str(model.resolve()),  # weights lie beside the file, not a link to it
             options,
             providers=["CPUExecutionProvider"],
             disabled_optimizers=BROKEN,

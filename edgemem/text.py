@@ -17,6 +17,11 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def printable(text: str) -> str:
+    """A text that a file may have written, safe for a terminal: control characters but line ends as escapes."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def counted(number: int, word: str) -> str:
     """'1 state', '2 states'."""
     return f"{number:,} {word}{'' if number == 1 else 's'}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -333,6 +333,7 @@ def state_facts(name: str, state: StateTensor, batch: int) -> StateFacts:
 @contextmanager
 def staging(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`; what lies in it at the end moves to its place, data before the model."""
+    made = [place for place in (path.parent, *path.parent.parents) if not place.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -341,6 +342,9 @@ def staging(path: Path) -> Iterator[Path]:
             file.replace(path.parent / file.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        for place in made:
+            with suppress(OSError):  # not empty: all went well
+                place.rmdir()
 
 
 def certified(module: nn.Module, model: ir.Model, contract: Contract, path: Path, limit: int, steps: int) -> Contract:

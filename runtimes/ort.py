@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgemem import modelfile
+from edgemem.errors import StreamError
 from edgemem.onnxsession import session
 from edgemem.program import Array, Program, StateBlock
+from edgemem.text import first_line
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -91,7 +93,13 @@ class OrtProgram(Program):
         assert isinstance(state, OrtState)
         for name, array in inputs.items():
             np.copyto(state.inputs[name], array)
-        self._session.run_with_iobinding(state.bindings[state.phase])
+        try:
+            self._session.run_with_iobinding(state.bindings[state.phase])
+        except Exception as error:  # onnxruntime's errors have no common base outside its private module
+            raise StreamError(
+                f"onnxruntime cannot take this step ({first_line(error)}): what the stream remembers, or its input, is "
+                "beyond what the model can look up; reset the stream, or start it from another state"
+            ) from error
         state.phase ^= 1
         return state.outputs
 

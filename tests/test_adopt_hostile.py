@@ -150,17 +150,17 @@ def test_constants_that_would_be_too_large(
 def test_sizes_that_are_only_known_by_trying(tmp_path: Path) -> None:
     """What the operator reads, and what a number in it says that it gives."""
     wide = [helper.make_node("Expand", ["x", "n"], ["wide"]), helper.make_node("Det", ["wide"], ["y"])]
-    model = ir.load(written(tmp_path / "f.onnx", wide, {"n": [10**6, 10**6]}, (1, 1)))
+    model = ir.load(written(tmp_path / "f.onnx", wide, {"n": [5000, 5000]}, (1, 1)))
     freezer = Freezer(model, {})
     expand, det = list(model.graph)
     freezer.one(expand)
-    with pytest.raises(ExportError, match=r"Det .* reads 1000000000000 elements"):
+    with pytest.raises(ExportError, match=r"Det .* reads 25000000 elements"):
         freezer.tried(det, freezer.single(det), "out0")
 
 
 def test_an_input_of_one_number_and_a_huge_shape(tmp_path: Path) -> None:
-    path = written(tmp_path / "f.onnx", [ADD, TANH], shape=(10**6, 10**6))
-    refused(path, UsageError, r"--set x=1: \[1000000, 1000000\] is more than", Request(sets={"x": "1"}))
+    path = written(tmp_path / "f.onnx", [ADD, TANH], shape=(5000, 5000))
+    refused(path, UsageError, r"--set x=1: \[5000, 5000\] is more than", Request(sets={"x": "1"}))
     with pytest.raises(ContractError, match="constants: a tensor"):
         constant(1, "tensor(float)", [10**6, 10**6])
 

@@ -70,6 +70,25 @@ def text(name: str, content: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_text(content) and None
 
 
+def header(shape: str) -> Callable[[Path], None]:
+    """Weights whose header claims a shape."""
+
+    def spoil(folder: Path) -> None:
+        facts = f'{{"a": {{"dtype": "F32", "shape": {shape}, "data_offsets": [0, 4]}}}}'.encode()
+        (folder / "model.safetensors").write_bytes(len(facts).to_bytes(8, "little") + facts + bytes(4))
+
+    return spoil
+
+
+def damaged(folder: Path) -> None:
+    """One NaN among the weights."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors["rwkv.blocks.1.attention.key.weight"][0, 0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 SPOILED: list[tuple[Callable[[Path], None], type[EdgememError], str]] = [
     (without_weights, CheckpointError, r"pytorch_model.bin, a format that can run code .*safe_serialization"),
     (
@@ -80,6 +99,14 @@ SPOILED: list[tuple[Callable[[Path], None], type[EdgememError], str]] = [
     (index("pytorch_model.bin"), CheckpointError, "pytorch_model.bin came"),
     (index("model-2.safetensors"), CheckpointError, r"lacks model-2.safetensors, which"),
     (index(), CheckpointError, "none came"),
+    (index("a" * 5000 + ".safetensors"), CheckpointError, "files beside it were wanted, aaaa"),
+    (index("a\0.safetensors"), CheckpointError, "files beside it were wanted"),
+    (header("[Infinity]"), CheckpointError, r"no whole safetensors file \(the shape \[inf\]\)"),
+    (header("[-1, -4]"), CheckpointError, r"the shape \[-1, -4\]"),
+    (header('"12"'), CheckpointError, "the shape 12"),
+    (header("[1]"), CheckpointError, "lacks rwkv"),
+    (damaged, CheckpointError, r"rwkv.blocks.1.attention.key.weight holds NaN"),
+    (config(num_hidden_layers=10**9), ConfigError, "num_hidden_layers is 1000000000, 4096 are the limit"),
     (text("model.safetensors", "junk"), CheckpointError, "model.safetensors is no whole safetensors file"),
     (config(num_hidden_layers=3), CheckpointError, r"lacks rwkv.blocks.2"),
     (config(num_hidden_layers=1), CheckpointError, r"holds rwkv.blocks.1.*, which the model has not"),
@@ -129,6 +156,27 @@ def test_code_that_a_folder_points_to_is_never_looked_at(folder: Path) -> None:
     loaded = loading.load(folder)
     assert type(loaded.model).__module__ == "transformers.models.rwkv.modeling_rwkv"
     assert loaded.model.config._attn_implementation == "eager"
+
+
+def test_a_configuration_takes_no_place_of_its_class(folder: Path) -> None:
+    """Fields that are called as a method or a table of the class are none of a model's."""
+    config(to_diff_dict=1, attribute_map={"vocab_size": "nothing"}, __class__="str", get_text_config=[])(folder)
+    loaded = loading.load(folder)
+    assert loading.fields_of(loaded.model.config)["model_type"] == "rwkv"
+    assert loaded.model.config.vocab_size == loading.load(TINY).model.config.vocab_size
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({**hf.fields("llama"), "hidden_size": 1 << 18}, "has [0-9,]{15} parameters .*made up to 2,147,483,648"),
+        ({**hf.fields("gpt2"), "n_positions": 1 << 17}, "would compute [0-9,]{14} bytes of tables"),
+    ],
+)
+def test_configurations_alone_that_no_memory_holds(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ConfigError, match=message):
+        loading.load(tmp_path / "config.json")
 
 
 def test_weights_are_those_of_from_pretrained_in_one_file_or_several(folder: Path) -> None:

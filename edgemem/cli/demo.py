@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgemem.contract import Contract
     from edgemem.demo import Listening
     from edgemem.program import Program
+    from edgemem.tasks.kws import Detection
     from edgemem.verify import Report
 
 
@@ -145,9 +146,11 @@ def listened(console: Console, program: Program) -> Listening:
     sound, words = demo.sentence()
     seconds = len(sound) / program.stream().sample_rate
     console.print(f"streaming {seconds:.1f} s, in it: {' '.join(word['word'] for word in words)}")
-    heard = demo.listen(
-        program, sound, words, lambda d: console.print(f"  {d.time:5.2f} s  [bold]{d.label}[/bold]  {d.score:.2f}")
-    )
+
+    def show(found: Detection) -> None:
+        console.print(f"  {found.time:5.2f} s  [bold]{found.label}[/bold]  {found.score:.2f}", markup=True)
+
+    heard = demo.listen(program, sound, words, show)
     console.print(
         f"streamed  all {seconds:.1f} s, front end and detector included, in {heard.wall_seconds:.2f} s: "
         f"real-time factor {heard.real_time_factor:.4f}, "

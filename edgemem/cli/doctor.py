@@ -92,7 +92,5 @@ def command(as_json: bool) -> None:
     if as_json:
         print_json({"machine": machine, "rows": rows})
         return
-    from rich.markup import escape
-
-    cells = [(str(row["for"]), str(row["name"]), row["found"] or "–", escape(row["install"] or "")) for row in rows]
+    cells = [(str(row["for"]), str(row["name"]), row["found"] or "–", row["install"] or "") for row in rows]
     stdout().print(table(("for", "name", "found", "install with"), cells, wrap="found", title=machine))

@@ -32,6 +32,7 @@ COMMANDS = {
     "doctor": "Show what is installed, what is missing, and the command that installs it.",
 }
 INTERRUPTED = 130
+MESSAGE = 4000  # characters of an error on the screen
 
 
 class LazyGroup(click.Group):
@@ -103,5 +104,8 @@ def main() -> NoReturn:
 
 def stop(message: str, code: Any) -> NoReturn:
     """Say why, on stderr, and leave."""
-    click.echo(f"edgemem: {message}", err=True)
+    from edgemem.text import printable
+
+    cut = message if len(message) <= MESSAGE else f"{message[:MESSAGE]}…"  # names of a file may be of any length
+    click.echo(f"edgemem: {printable(cut)}", err=True)
     sys.exit(code)

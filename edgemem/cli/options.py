@@ -56,22 +56,19 @@ def print_json(value: object) -> None:
 
 def stdout() -> Console:
     """Where results for people go; wide where that is no terminal, so that nothing is cut."""
-    from rich.console import Console
-
-    class Output(Console):
-        def on_broken_pipe(self) -> None:  # rich would leave with exit code 1
-            raise BrokenPipeError
-
-    console = Output()
-    return console if console.is_terminal or "COLUMNS" in os.environ else Output(width=PIPE_COLUMNS)
+    return screen(stderr=False)
 
 
 def stderr() -> Console:
     """Where progress and logs go; as wide as `stdout`."""
-    from rich.console import Console
+    return screen(stderr=True)
 
-    console = Console(stderr=True)
-    return console if console.is_terminal or "COLUMNS" in os.environ else Console(stderr=True, width=PIPE_COLUMNS)
+
+def screen(stderr: bool) -> Console:
+    from edgemem.cli.screen import Screen
+
+    console = Screen(stderr=stderr)
+    return console if console.is_terminal or "COLUMNS" in os.environ else Screen(stderr=stderr, width=PIPE_COLUMNS)
 
 
 def progress_bar() -> Progress:

@@ -15,6 +15,7 @@ from edgemem import __version__, modelfile
 from edgemem.contract import Certificate, Contract
 from edgemem.errors import ExportError, UsageError
 from edgemem.export.adopt import axes, boundary, detect, fixed, known, source, streaming
+from edgemem.export.adopt.bounds import check_ports
 from edgemem.export.adopt.build import sizes
 from edgemem.export.adopt.draft import Decision, Draft
 from edgemem.export.adopt.facts import contract_of, port_facts, say_step, start_values
@@ -26,6 +27,7 @@ from edgemem.export.graph import OPSET, check_operators
 from edgemem.files import check_output
 from edgemem.foreign import Adoption, ForeignProgram, Named, Pair, over_whole_sequence
 from edgemem.program import load
+from edgemem.schema import SchemaError
 from edgemem.text import first_line
 from edgemem.trial import trial
 
@@ -52,8 +54,9 @@ def adopt(
         ExportError: a graph that has no static step; nothing is written.
     """
     path, output = Path(path), Path(output)
-    check_output(output, path)
-    draft = opened(path, request or Request())
+    request = request or Request()
+    check_output(output, path, *request.inits.values())
+    draft = opened(path, request)
     frozen(draft)
     adoption = decided(draft)
     frames = boundary.check_frames(adoption, draft.entries(), draft.results())
@@ -62,7 +65,10 @@ def adopt(
     facts = port_facts(draft, adoption, frames)
     boundary.apply(draft.graph, adoption, draft.entries(), draft.results(), [c.name for c in draft.carried])
     rewritten(draft)
-    contract = contract_of(draft, adoption, frames, starts, facts)
+    try:
+        contract = contract_of(draft, adoption, frames, starts, facts)
+    except SchemaError as error:
+        raise ExportError(f"{draft.path}: no contract can say what it is ({error}); export the model again") from error
     say_step(draft, adoption, contract)
     with staging(output) as folder:
         contract = certified(draft, contract, folder / output.name, steps)
@@ -106,13 +112,23 @@ def frozen(draft: Draft) -> None:
     decided = fixed.sizes(model.graph, Request(**{**vars(request), "sets": rest}))
     for name, (size, reason) in decided.items():
         draft.say(f"axis {name}", str(size), "sure" if reason in (OPTIONS["sets"], RECIPE) else "likely", reason)
+    check_ports(draft.path, model)
     if request.streaming:
         step_of_sequence(draft)
     else:
+        common.RemoveUnusedNodesPass()(model)  # what nothing reads decides nothing
         Freezer(model, UNROLLED).run()
         common.RemoveUnusedNodesPass()(model)
         draft.model = upgraded(draft.path, model)
-    common.OutputFixPass()(draft.model)
+    separate_results(draft.model)
+
+
+def separate_results(model: ir.Model) -> None:
+    """Give every result of a graph a value of its own: none is an input, or another result."""
+    names = [value.name for value in model.graph.inputs]
+    common.OutputFixPass()(model)
+    for value, name in zip(model.graph.inputs, names, strict=True):
+        value.name = name  # the pass gives another to an input that is a result
 
 
 def drop_outputs(draft: Draft) -> None:
@@ -283,7 +299,7 @@ def rewritten(draft: Draft) -> None:
     Freezer(model, REWRITES).run()
     common.RemoveUnusedNodesPass()(model)
     common.CommonSubexpressionEliminationPass()(model)
-    common.OutputFixPass()(model)
+    separate_results(model)
     named(model.graph, names)
     common.NameFixPass()(model)
     common.TopologicalSortPass()(model)
@@ -315,7 +331,12 @@ def certified(draft: Draft, contract: Contract, path: Path, steps: int) -> Contr
         ExportError: the files differ; the first diverging tensor is named.
     """
     save(draft.model, contract, path, EXTERNAL_FROM)
-    onnx.checker.check_model(str(path), full_check=True)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # onnx raises its own private kinds
+        raise ExportError(
+            f"{draft.path} gives a step that is no valid ONNX graph ({first_line(error)}); nothing was written"
+        ) from error
     program = load(path)
     reference = ForeignProgram(draft.path, contract, modelfile.start_values(modelfile.open_model(path)))
     compared = over_whole_sequence if reference.adoption.streaming else trial

@@ -17,6 +17,7 @@ from edgemem.export.adopt.rewrite.recurrent import REAL
 from edgemem.export.adopt.streamer import Rule, Streamer
 
 SEQUENCE_LENGTHS, STARTS = 4, {"h": 5, "c": 6}  # inputs of recurrent layers
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 OPEN_END = 1 << 30  # from here on, the end of a Slice is the end of what it cuts
 POSITION = "it has another constant for every row, so it depends on position"
 ROW_BY_ROW = (
@@ -133,7 +134,7 @@ def window_of(streamer: Streamer, node: ir.Node, flow: Flow) -> tuple[Window, fl
         raise ExportError(streamer.refusal(node, "it has padding of its own beside a Pad"))
     if node.op_type == "AveragePool" and own and not attribute_int(node, "count_include_pad", 0):
         raise ExportError(streamer.refusal(node, "it leaves padding out of its means, at both ends of the sequence"))
-    lowest = float(np.finfo(np.float32).min) if node.op_type == "MaxPool" and own else flow.fill
+    lowest = -LARGEST_FLOAT if node.op_type == "MaxPool" and own else flow.fill
     return Window(span, stride, left, right), lowest
 
 
@@ -165,7 +166,8 @@ def pad(streamer: Streamer, node: ir.Node, flows: Mapping[int, Flow]) -> None:
         before[axis], after[axis] = int(amounts[i]), int(amounts[half + i])
     left, right = before[flow.axis], after[flow.axis]
     value = known(node.inputs[2]) if len(node.inputs) > 2 else None
-    fill = 0.0 if value is None or value.size == 0 else float(value.item())
+    # a state starts from finite numbers; below the lowest of them nothing is left for a maximum to see
+    fill = 0.0 if value is None or value.size == 0 else float(np.clip(value.item(), -LARGEST_FLOAT, LARGEST_FLOAT))
     if (left or right) and (mode != "constant" or left < 0):
         raise ExportError(streamer.refusal(node, f"it pads the sequence with {mode} rows, or cuts it"))
     if flow.pads != (0, 0) and fill != flow.fill:

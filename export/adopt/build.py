@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 Array = np.ndarray[Any, np.dtype[Any]]
+COUNTS = "edgemem.counts"  # in a graph's meta store: how often a constant's name was taken
 
 
 def known(value: ir.Value | None) -> Array | None:
@@ -29,9 +30,12 @@ def sizes(value: ir.Value) -> tuple[int, ...]:
 
 def constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     """A new initializer; its name is `name`, or that with a number."""
-    free, count = name, 1
+    counts: dict[str, int] = graph.meta.setdefault(COUNTS, {})
+    free, count = name, counts.get(name, 0)
     while free in graph.initializers:
-        free, count = f"{name}.{count}", count + 1
+        count += 1
+        free = f"{name}.{count}"
+    counts[name] = count  # loops that are written out ask for thousands of one name
     stored = ir.tensor(np.asarray(array, order="C"), name=free)  # ascontiguousarray would give a scalar an axis
     value = ir.Value(name=free, shape=ir.Shape(array.shape), type=ir.TensorType(stored.dtype), const_value=stored)
     graph.register_initializer(value)

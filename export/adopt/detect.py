@@ -219,9 +219,10 @@ def by_shape(inputs: Mapping[str, ir.Value], outputs: Mapping[str, ir.Value], da
     Raises:
         UsageError: several would do.
     """
-    fits = {n: [o for o, y in outputs.items() if agree(v, y) and depends(y, v)] for n, v in inputs.items()}
+    read = {name: ancestors(value) for name, value in outputs.items()} if len(outputs) > 1 and data > 1 else {}
+    fits = {n: [o for o, found in read.items() if agree(v, outputs[o]) and v in found] for n, v in inputs.items()}
     candidates = {name: found for name, found in fits.items() if found}
-    if not candidates or len(outputs) < 2 or data < 2:
+    if not candidates:
         return  # the only output is what the model is for, the only input what it is given
     for name, found in candidates.items():
         rivals = [other for other, theirs in candidates.items() if set(theirs) & set(found)]
@@ -249,17 +250,12 @@ def example(outputs: Sequence[str], rivals: Sequence[str], alone: bool) -> str:
     return " ".join(f"--state {rival}={output}" for rival, output in pairs)
 
 
-def depends(result: ir.Value, value: ir.Value) -> bool:
-    """Whether a result is computed from a value."""
-    seen: set[ir.Value] = set()
-    waiting = [result]
+def ancestors(result: ir.Value) -> set[ir.Value]:
+    """A result, and everything that it is computed from."""
+    seen, waiting = {result}, [result]
     while waiting:
-        here = waiting.pop()
-        if here is value:
-            return True
-        if here in seen:
-            continue
-        seen.add(here)
-        node = here.producer()
-        waiting.extend(v for v in (node.inputs if node is not None else ()) if v is not None)
-    return False
+        node = waiting.pop().producer()
+        fresh = {v for v in (node.inputs if node is not None else ()) if v is not None} - seen
+        seen |= fresh
+        waiting.extend(fresh)
+    return seen

@@ -22,6 +22,7 @@ from edgemem.export.adopt.request import OPTIONS, Request
 from edgemem.foreign import KEY, STATE, TAIL, Adoption, Named, tail_axis, to_contract
 from edgemem.samplerows import SampleRows
 from edgemem.state import StateRole
+from edgemem.text import first_line
 from edgemem.weights import START, tensor_digest
 
 
@@ -61,14 +62,16 @@ def start_values(draft: Draft, adoption: Adoption) -> dict[str, Array]:
 
 
 def loaded(path: Path) -> Array:
-    """A .npy file, never unpickled."""
+    """A .npy file, never unpickled, and mapped: a header may claim more than there is."""
     try:
-        array: Array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array = np.load(path, mmap_mode="r", allow_pickle=False) if path.is_file() else None
+    except Exception as error:  # NumPy parses the header as Python, and raises what that does
         raise InputError(
-            f"{path} is not a readable .npy array of numbers ({error}); save it with numpy.save"
+            f"{path} is not a readable .npy array of numbers ({first_line(error)}); save it with numpy.save"
         ) from error
-    return array
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path} is no .npy array of numbers; save one with numpy.save")
+    return np.array(array)
 
 
 def port_facts(draft: Draft, adoption: Adoption, frames: int) -> tuple[list[InputFacts], list[OutputFacts]]:

@@ -25,11 +25,13 @@ from onnx.reference import ReferenceEvaluator
 
 from edgemem.errors import ExportError
 from edgemem.export.adopt import build
+from edgemem.export.adopt.bounds import MOST_ELEMENTS
 from edgemem.export.adopt.build import Array, constant, known, replace
 from edgemem.export.graph import REFUSED
 from edgemem.text import first_line
 
 LARGEST = 1 << 24  # elements that a node may give beyond the constants that it reads
+MOST_FOLDED = 1 << 29  # elements of all constants that are computed
 PASSED = 4096  # elements up to which a constant's values decide on shapes
 IR_VERSION = 10  # the first with int4
 RANDOM = frozenset(name for name in REFUSED if name.startswith(("Random", "Bernoulli", "Multinomial")))
@@ -38,8 +40,18 @@ GROWING = frozenset(  # what takes the size of its result from numbers that it r
     {"AffineGrid", "BlackmanWindow", "CenterCropPad", "Col2Im", "ConstantOfShape", "Expand", "HammingWindow",
      "HannWindow", "MaxUnpool", "MelWeightMatrix", "OneHot", "Pad", "Range", "Resize", "Tile", "Upsample"}
 )  # fmt: skip
+# The inputs whose numbers, not whose sizes, decide how large a result is.
+SIZED: Mapping[str, tuple[int, ...]] = {
+    "AffineGrid": (1,), "BlackmanWindow": (0,), "CenterCropPad": (1,), "Col2Im": (1, 2), "Compress": (1,),
+    "ConstantOfShape": (0,), "Expand": (1,), "HammingWindow": (0,), "HannWindow": (0,), "MaxUnpool": (2,),
+    "MelWeightMatrix": (0, 1), "NonMaxSuppression": (0, 1, 2, 3, 4), "OneHot": (1,), "Pad": (1, 3), "Range": (0, 1, 2),
+    "Reshape": (1,), "Resize": (1, 2, 3), "Slice": (1, 2, 3, 4), "Split": (1,), "Squeeze": (1,), "Tile": (1,),
+    "TopK": (1,), "Unsqueeze": (1,), "Upsample": (1,),
+    **{f"Reduce{kind}": (1,) for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum")},
+    "ReduceSumSquare": (1,),
+}  # fmt: skip
 STANDARD = ("", "ai.onnx")
-UNFIT = (AssertionError, IndexError, KeyError, TypeError, ValueError, ArithmeticError)
+UNFIT = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError, ArithmeticError)
 Rewrite = Callable[["Freezer", ir.Node], None]
 
 
@@ -61,6 +73,7 @@ class Freezer:
         self.opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
         self.ir_version = model.ir_version
         self.written_out = 0  # operators, by loops, nested ones included
+        self.folded = 0  # elements of constants that were computed
 
     @property
     def version(self) -> int:
@@ -215,6 +228,12 @@ class Freezer:
             given = max(given, int(all_read * max(filter(math.isfinite, numbers), default=1.0)))
         if given > LARGEST + read:
             raise ExportError(f"{where(node)} gives {given} elements, {LARGEST} are the limit")
+        self.folded += given
+        if self.folded > MOST_FOLDED:
+            raise ExportError(
+                f"{where(node)}: with it the file's constants come to more than {MOST_FOLDED} elements, computed from "
+                "others; export the model with its constants folded"
+            )
 
     def evaluated(self, node: ir.Node) -> list[Array]:
         """One node of constants."""
@@ -240,11 +259,19 @@ class Freezer:
         for value, kind in zip(node.outputs, self.inferred(node), strict=True):
             if kind is None:  # an output that is left out
                 continue
-            value.dtype = ir.DataType(kind.tensor_type.elem_type)
-            value.shape = ir.Shape([d.dim_value for d in kind.tensor_type.shape.dim])
+            found = [d.dim_value for d in kind.tensor_type.shape.dim]
+            if min(found, default=0) < 0 or math.prod(found) > MOST_ELEMENTS:
+                raise ExportError(
+                    f"{where(node)} gives {found} elements in a step, {MOST_ELEMENTS} are the limit; choose a shorter "
+                    "step by --chunk or --set, or export the model with one"
+                )
+            value.dtype, value.shape = ir.DataType(kind.tensor_type.elem_type), ir.Shape(found)
 
     def inferred(self, node: ir.Node) -> list[Any]:
         """The TypeProtos of a node's results, from onnx's shape inference."""
+        sized = [node.inputs[i] for i in SIZED.get(node.op_type, ()) if i < len(node.inputs)]
+        if any(value is not None and known(value) is None for value in sized):
+            raise ExportError(depends_on_data(node))
         model, results = self.single(node), []
         kinds = self.kinds(node, model)
         for name, value in zip(model.graph.node[0].output, node.outputs, strict=True):
@@ -265,9 +292,7 @@ class Freezer:
     def tried(self, node: ir.Node, model: onnx.ModelProto, name: str) -> Any:
         """The type of a result as it is on zeros, of operators that onnx knows too little of."""
         if node.op_type in REFUSED:
-            raise ExportError(
-                f"{where(node)} has no static form: what it gives has a size that depends on the data of a step"
-            )
+            raise ExportError(depends_on_data(node))
         self.check_size(node, model)
         wanted = sum(math.prod(d.dim_value for d in v.type.tensor_type.shape.dim) for v in model.graph.input)
         if wanted > LARGEST + sum(array.size for value in node.inputs if (array := known(value)) is not None):
@@ -298,6 +323,10 @@ class Freezer:
         outputs = [onnx.helper.make_empty_tensor_value_info(name) for name in proto.output if name]
         graph = onnx.helper.make_graph([proto], "one", inputs, outputs, stored)
         return onnx.helper.make_model(graph, opset_imports=self.opsets, ir_version=self.ir_version)
+
+
+def depends_on_data(node: ir.Node) -> str:
+    return f"{where(node)} has no static form: what it gives has a size that depends on the data of a step"
 
 
 def alone(node: ir.Node) -> tuple[onnx.NodeProto, dict[str, ir.Value]]:

@@ -8,14 +8,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from edgemem import contract as contracts
 from edgemem import onnxfile
-from edgemem.errors import ModelFileError, UsageError
+from edgemem.errors import EdgememError, ModelFileError, UsageError
+from edgemem.export.adopt.bounds import check_functions, check_names, check_ports
 from edgemem.export.adopt.rewrite import REWRITES
 from edgemem.export.adopt.schemas import STANDARD, check_nodes
+from edgemem.muted import muted
 from edgemem.text import first_line
+
+NO_NUMBERS = frozenset(
+    {"ImageDecoder", "RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer"}
+)
 
 
 def opened(path: Path) -> ir.Model:
@@ -23,7 +30,7 @@ def opened(path: Path) -> ir.Model:
 
     Raises:
         ModelFileError: no whole ONNX file, a pickle, external data outside its folder, an operator of no standard, one
-            with inputs or attributes missing, or a graph with a cycle or an undefined value.
+            with inputs or attributes missing, a graph with a cycle or an undefined value, or inputs of no fixed rank.
         UsageError: the file has a contract already.
     """
     if not path.exists():
@@ -33,16 +40,19 @@ def opened(path: Path) -> ir.Model:
     found = onnxfile.read(path)  # bounds, and external data of the graph itself
     if contracts.KEY in found.metadata:
         raise UsageError(f"{path} has a contract already; use it as it is, or adopt the file that it was made from")
-    with readable(path):
-        model = ir.load(path)
+    with muted("onnx_ir"), readable(path):
+        model = ir.load(path.resolve())  # external data lies beside the file itself, not beside a link to it
+        check_functions(path, model)
         model = ir.passes.common.InlinePass()(model).model
-    check_tensors(path, model)
-    check_operators(path, model)
-    check_nodes(path, model)
-    check_order(path, model)
-    with readable(path):
+        check_tensors(path, model)
+        check_operators(path, model)
+        check_nodes(path, model)
+        check_names(path, model)
+        check_order(path, model)
         ir.external_data.load_to_model(model)
         ir.passes.common.RemoveInitializersFromInputsPass()(model)
+        check_ports(path, model)
+        check_numbers(path, model)
     return model
 
 
@@ -51,6 +61,8 @@ def readable(path: Path) -> Iterator[None]:
     """Turn what readers of files raise, which may be anything, into a ModelFileError."""
     try:
         yield
+    except EdgememError:
+        raise
     except Exception as error:
         raise ModelFileError(f"{path} cannot be read as a model ({first_line(error)}); export it again") from error
 
@@ -73,16 +85,23 @@ def check_pickle(path: Path) -> None:
 
 
 def check_tensors(path: Path, model: ir.Model) -> None:
-    """Refuse external data outside the model's folder, of nested graphs and attributes too."""
-    folder = path.resolve().parent
+    """Refuse external data that is not whole in a file of the model's folder, of nested graphs and attributes too."""
     for tensor in tensors(model):
-        if not isinstance(tensor, ir.ExternalTensor):
+        if isinstance(tensor, ir.ExternalTensor):
+            onnxfile.data_file(path, tensor.name, str(tensor.location), tensor.offset or 0, tensor.nbytes)
+
+
+def check_numbers(path: Path, model: ir.Model) -> None:
+    """Refuse constants that hold NaN: what is computed with one proves nothing, and equals nothing."""
+    for tensor in tensors(model):
+        if tensor is None or not tensor.dtype.is_floating_point():
             continue
-        place = Path(tensor.location)
-        target = (folder / place).resolve()
-        if place.is_absolute() or not target.is_relative_to(folder):
+        bad = np.isnan(tensor.numpy())
+        if bad.any():
+            place = np.argwhere(bad)[0].tolist()
             raise ModelFileError(
-                f"{path}: tensor {tensor.name} lies in {str(place)!r}, outside the model's folder; this is refused"
+                f"{path}: the constant {tensor.name or 'of a node'} holds NaN at {place}; its training has failed, or "
+                "the file is damaged: export the model again"
             )
 
 
@@ -101,8 +120,13 @@ def tensors(model: ir.Model) -> list[Any]:
 
 
 def check_operators(path: Path, model: ir.Model) -> None:
-    """Refuse operators of other domains than the standard's, but for those that can be rewritten."""
+    """Refuse operators of text and pictures, and of other domains than the standard's that cannot be rewritten."""
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.op_type in NO_NUMBERS:
+            raise ModelFileError(
+                f"{path}: operator {node.op_type} ({node.name or 'unnamed'}) works on text or pictures, and a step "
+                "takes numbers; do that before the model, and export it without"
+            )
         if node.domain not in STANDARD and (node.domain, node.op_type) not in REWRITES:
             raise ModelFileError(
                 f"{path}: operator {node.domain}::{node.op_type} ({node.name or node.outputs[0].name}) is not standard "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -9,6 +10,7 @@ import onnx_ir as ir
 
 from edgemem.errors import ExportError
 from edgemem.export.adopt.boundary import identifier
+from edgemem.export.adopt.bounds import MOST_ELEMENTS
 from edgemem.export.adopt.build import Array, Builder, sizes
 from edgemem.export.adopt.flow import Carried, Flow
 from edgemem.export.adopt.freeze import Freezer, where
@@ -82,6 +84,11 @@ class Streamer(Freezer):
         shape = list(sizes(x))
         time = shape[flow.axis]
         shape[flow.axis] = rows
+        if math.prod(shape) > MOST_ELEMENTS:
+            raise ExportError(
+                f"{build.base} would remember {rows} rows of {list(sizes(x))}, {MOST_ELEMENTS} elements are the limit; "
+                "export the model with a shorter window"
+            )
         assert x.dtype is not None
         start = np.full([1, *shape], fill, x.dtype.numpy())
         past = build.reshape(self.carry(f"{build.base}_tail", start, "tail"), shape)

@@ -24,6 +24,7 @@ ADAPTER = "adapter_config.json"  # transformers would load the base model that i
 CONFIG, INDEX, WEIGHTS, TOKENIZER = "config.json", "model.safetensors.index.json", "model.safetensors", "tokenizer.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 MAX_CONFIG_BYTES, MAX_INDEX_BYTES, MAX_HEADER_BYTES = 1 << 22, 1 << 26, 1 << 26
+MAX_NAME, SHOWN = 255, 80  # bytes of a file's name; characters of what came in a message
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -69,6 +70,12 @@ def opened(origin: Path, seed: int | None = None) -> Folder:
     return Folder(folder, path, fields, tuple(files), tokenizer)
 
 
+def is_part(name: str) -> bool:
+    """Whether a name in an index can be that of a file beside it."""
+    plain = name.isprintable() and len(name.encode(errors="replace")) <= MAX_NAME
+    return plain and Path(name).name == name and name.endswith(".safetensors")
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that hold the weights, none where the folder has no weights.
 
@@ -78,11 +85,10 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
         parts = read_json(folder / INDEX, MAX_INDEX_BYTES).get("weight_map")
         names = sorted({str(part) for part in parts.values()}) if isinstance(parts, dict) else []
-        odd = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+        odd = [name for name in names if not is_part(name)]
         if odd or not names:
-            raise CheckpointError(
-                f"{folder / INDEX}: names of .safetensors files beside it were wanted, {odd[0] if odd else 'none'} came"
-            )
+            came = odd[0][:SHOWN] if odd else "none"
+            raise CheckpointError(f"{folder / INDEX}: names of .safetensors files beside it were wanted, {came} came")
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise CheckpointError(f"{folder} lacks {missing[0]}, which {INDEX} names; copy the whole folder")
@@ -113,12 +119,19 @@ def shapes(files: Iterable[Path]) -> Shapes:
                     raise ValueError(f"a header of {size:,} bytes")
                 header = json.loads(file.read(size))
             tensors = {name: facts for name, facts in header.items() if name != "__metadata__"}
-            found |= {name: tuple(map(int, facts["shape"])) for name, facts in tensors.items()}
+            found |= {name: shape_of(facts["shape"]) for name, facts in tensors.items()}
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 f"{path} is no whole safetensors file ({first_line(error)}); copy it again"
             ) from error
     return found
+
+
+def shape_of(sizes: Any) -> tuple[int, ...]:
+    """A shape as a header has it."""
+    if not isinstance(sizes, list) or not all(type(size) is int and 0 <= size < 1 << 48 for size in sizes):
+        raise ValueError(f"the shape {str(sizes)[:SHOWN]}")
+    return tuple(sizes)
 
 
 def read_json(path: Path, limit: int) -> dict[str, Any]:

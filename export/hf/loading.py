@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +33,10 @@ from edgemem.text import first_line
 
 # How a model is run is decided here, and code that a configuration points to is never looked at.
 IGNORED = frozenset({"auto_map", "attn_implementation", "_attn_implementation", "dtype", "torch_dtype", "device_map"})
+COUNTS = r"(num|n)_(\w+_)?(layers?|blocks?|heads?|experts?)"  # what models are made of, one by one
+MOST_PARTS = 4096
+MOST_RANDOM = 1 << 31  # parameters that are made up, where there are no weights
+MOST_TABLES = 1 << 31  # bytes of what a model computes of its configuration alone
 INFINITE = {math.inf: "Infinity", -math.inf: "-Infinity"}  # as JSON text, for contracts that hold finite numbers only
 
 
@@ -60,6 +66,7 @@ def load(origin: Path, task: str = folders.TASK, seed: int | None = None) -> Loa
             model = pretrained(found.path, config, task)
             source: dict[str, object] = {"kind": "checkpoint", "sha256": digest_of(found.files)}
         else:
+            check_room(config, task)
             model = random_model(config, task, seed or 0)
             source = {"kind": "seed", "seed": seed or 0}
     return Loaded(model.eval(), source, found.tokenizer, end_tokens(model))
@@ -82,13 +89,34 @@ def configuration(fields: Mapping[str, Any], origin: str) -> Any:
             f"{origin}: its weights are quantized by another tool; take the float weights, and quantize the exported "
             "file by `edgemem quantize`"
         )
-    kept = {key: finite(value, back=True) for key, value in fields.items() if key not in IGNORED}
+    kind = transformers.CONFIG_MAPPING[model_type]
+    kept = {key: finite(value, back=True) for key, value in fields.items() if not ignored(kind, key)}
     try:
-        config = transformers.CONFIG_MAPPING[model_type].from_dict(kept)
+        config = kind.from_dict(kept)
     except Exception as error:  # every architecture checks its fields in its own way
         raise ConfigError(f"{origin} is no configuration of {model_type}: {first_line(error)}") from error
     config._attn_implementation = "eager"
+    check_counts(config, origin)
     return config
+
+
+def ignored(kind: type, key: str) -> bool:
+    """Whether a field says how a model is run, or would take the place of something of the class itself."""
+    own = inspect.getattr_static(kind, key, None)
+    return key in IGNORED or (own is not None and not isinstance(own, property) and key != "model_type")
+
+
+def check_counts(config: Any, origin: str) -> None:
+    """Refuse numbers of layers, heads and the like that no model has, before one is made part by part.
+
+    Raises:
+        ConfigError: the first of them.
+    """
+    for key, value in vars(config).items():
+        if re.fullmatch(COUNTS, key) and isinstance(value, int | float) and not value <= MOST_PARTS:
+            raise ConfigError(
+                f"{origin}: {key} is {value}, {MOST_PARTS} are the limit; take the model's own config.json"
+            )
 
 
 def fields_of(config: Any) -> dict[str, Any]:
@@ -128,6 +156,38 @@ def random_model(config: Any, task: str, seed: int) -> Any:
             ) from error
 
 
+def without_memory(config: Any, task: str) -> Any:
+    """The model of a configuration, its tensors without any memory.
+
+    Raises:
+        ConfigError: the configuration cannot be built, or wants tables that no machine should hold.
+    """
+    with torch.device("meta"), no_init_weights():
+        empty = random_model(copy.deepcopy(config), task, seed=0)
+        empty.tie_weights()  # which is otherwise left out with the initial values
+    tables = sum(tensor.numel() * tensor.element_size() for tensor in empty.buffers())
+    if tables > MOST_TABLES:
+        raise ConfigError(
+            f"{config.model_type} would compute {tables:,} bytes of tables of this configuration, {MOST_TABLES:,} are "
+            "the limit; lower its number of positions"
+        )
+    return empty
+
+
+def check_room(config: Any, task: str) -> None:
+    """Refuse random weights that nobody can want.
+
+    Raises:
+        ConfigError: more than the limit.
+    """
+    count = sum(tensor.numel() for tensor in without_memory(config, task).parameters())
+    if count > MOST_RANDOM:
+        raise ConfigError(
+            f"{config.model_type} has {count:,} parameters by this configuration, of which random ones are made up to "
+            f"{MOST_RANDOM:,}; give a folder with weights, or a smaller configuration"
+        )
+
+
 @dataclass(frozen=True)
 class Misfit:
     """A tensor that weights and a configuration do not agree on; `came` is None where the weights lack it."""
@@ -145,9 +205,7 @@ def misfit(config: Any, task: str, found: Mapping[str, tuple[int, ...]]) -> Misf
     Raises:
         ConfigError: the configuration cannot be built.
     """
-    with torch.device("meta"), no_init_weights():
-        empty = random_model(copy.deepcopy(config), task, seed=0)
-        empty.tie_weights()  # which is otherwise left out with the initial values
+    empty = without_memory(config, task)
     for name, tensor in empty.state_dict().items():
         if name in found and found[name] != tuple(tensor.shape):
             return Misfit(name, tuple(tensor.shape), found[name])
@@ -206,6 +264,11 @@ def pretrained(folder: Path, config: Any, task: str) -> Any:
     if found["unexpected_keys"]:
         name = sorted(found["unexpected_keys"])[0]
         raise CheckpointError(f"{folder} holds {name}, which the model has not; its config.json is of other weights")
+    broken = next((name for name, tensor in model.named_parameters() if bool(torch.isnan(tensor).any())), None)
+    if broken is not None:
+        raise CheckpointError(
+            f"{folder}: {broken} holds NaN; its training has failed, or the file is damaged: take other weights"
+        )
     return model
 
 

@@ -32,6 +32,8 @@ def rewrite(freezer: Freezer, node: ir.Node) -> None:
     most = MOST_TURNS if count is None else int(count.item())
     carried = [value for value in node.inputs[2:] if value is not None]
     go = condition is None or bool(condition.item())
+    if go and count is not None and goes_on(body):
+        check_size(freezer, node, body, most, ahead=True)
     seen: list[list[ir.Value]] = []
     while go and len(seen) < most:
         check_size(freezer, node, body, 1)
@@ -48,6 +50,14 @@ def rewrite(freezer: Freezer, node: ir.Node) -> None:
         raise ExportError(f"{where(node)}: it makes no turn, so its outputs are empty; export the model without it")
     outputs = [stacked(freezer, node, list(values), 0) for values in zip(*seen, strict=True)]
     freezer.become(node, [*carried, *outputs])
+
+
+def goes_on(body: ir.Graph) -> bool:
+    """Whether a body hands its condition through, so that a loop makes all of its turns."""
+    value = body.outputs[0]
+    while (producer := value.producer()) is not None and producer.op_type == "Identity" and producer.inputs[0]:
+        value = producer.inputs[0]
+    return value is body.inputs[1]
 
 
 def depends(node: ir.Node) -> str:

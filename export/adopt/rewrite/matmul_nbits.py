@@ -59,6 +59,11 @@ def parts(node: ir.Node) -> tuple[Array, Array, Array, int, int]:
     bits = node.attributes["bits"].as_int() if "bits" in node.attributes else 4
     size, k, n = (node.attributes[name].as_int() for name in ("block_size", "K", "N"))
     groups = -(-k // size)
+    if packed.size * 8 != n * groups * size * bits or scale.size != n * groups:
+        raise ExportError(
+            f"{where(node)}: {n} x {groups} groups of {size} codes of {bits} bits were wanted, each with a scale; "
+            f"{packed.size} bytes and {scale.size} scales came; the file is malformed, export it again"
+        )
     codes = fields(packed.reshape(n, groups, -1), bits)
     if zeros is None:
         zero = np.full((n, groups), 2.0 ** (bits - 1))

@@ -22,12 +22,16 @@ def turn(freezer: Freezer, node: ir.Node, body: ir.Graph, arguments: Sequence[ir
     return freezer.inlined(once, node)
 
 
-def check_size(freezer: Freezer, node: ir.Node, body: ir.Graph, turns: int) -> None:
-    """Count turns that are to be written out, empty ones too, and refuse what would become too large a graph."""
-    freezer.written_out += turns * (1 + sum(1 for _ in ir.traversal.RecursiveGraphIterator(body)))
-    if freezer.written_out > MOST_NODES:
+def check_size(freezer: Freezer, node: ir.Node, body: ir.Graph, turns: int, ahead: bool = False) -> None:
+    """Count turns that are to be written out, empty ones too, and refuse what would become too large a graph.
+
+    `ahead` of turns that are counted one by one, they are only looked at.
+    """
+    written = freezer.written_out + turns * (1 + sum(1 for _ in ir.traversal.RecursiveGraphIterator(body)))
+    freezer.written_out = freezer.written_out if ahead else written
+    if written > MOST_NODES:
         raise ExportError(
-            f"{where(node)}: with its turns {freezer.written_out} operators of loops would be written out, "
+            f"{where(node)}: with its turns {written} operators of loops would be written out, "
             f"{MOST_NODES} are the limit; choose a shorter step by --chunk"
         )
 
