@@ -1,4 +1,7 @@
-"""LSTM, GRU and RNN written out in primitive operators, against onnxruntime's own operators on random cases."""
+"""LSTM, GRU and RNN written out in primitive operators, on random cases.
+
+Against onnxruntime's own operators, and against the standard in plain NumPy, which has what onnxruntime has not.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,10 @@ from edgemem.errors import ExportError
 from edgemem.export.adopt.freeze import Freezer
 from edgemem.export.adopt.rewrite import REWRITES
 from edgemem.onnxsession import session
+from tests.oracles.onnx_recurrent import FUNCTIONS, Function, layer
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-FUNCTIONS = {"LSTM": 3, "GRU": 2, "RNN": 1}
+COUNTS = {"LSTM": 3, "GRU": 2, "RNN": 1}  # of activations
 # With the alpha and beta of each: None is one that the activation does not take.
 ACTIVATIONS = {
     "Relu": (None, None), "Tanh": (None, None), "Sigmoid": (None, None), "Softsign": (None, None),
@@ -26,13 +30,14 @@ ACTIVATIONS = {
     "ScaledTanh": (0.8, 1.2), "HardSigmoid": (0.25, 0.4), "Elu": (0.9, None),
 }  # fmt: skip
 CLOSE = 1e-5  # float32, a handful of frames
+LARGE = 1e4  # beyond, float32 and float64 go different ways where functions have no bound
 
 
 @st.composite
 def cases(draw: Any) -> dict[str, Any]:
     kind = draw(st.sampled_from(sorted(GATES)))
     direction = draw(st.sampled_from(["forward", "reverse", "bidirectional"]))
-    count = FUNCTIONS[kind] * (2 if direction == "bidirectional" else 1)
+    count = COUNTS[kind] * (2 if direction == "bidirectional" else 1)
     return {
         "kind": kind,
         "direction": direction,
@@ -117,6 +122,61 @@ def test_written_out_as_onnxruntime_computes(case: dict[str, Any]) -> None:
     assume(all(np.isfinite(w).all() for w in wanted))  # onnxruntime's Softplus overflows where its result does not
     for name, w, c in zip(names, wanted, came, strict=True):
         np.testing.assert_allclose(c, w, rtol=CLOSE, atol=CLOSE, err_msg=name)
+
+
+def functions(case: dict[str, Any]) -> list[list[Function]]:
+    """The activations of each direction, with what the node says of them, or the standard's own."""
+    defaults = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}[case["kind"]]
+    names = case["activations"] or defaults * (2 if case["direction"] == "bidirectional" else 1)
+    found = [FUNCTIONS[name](*(v for v in ACTIVATIONS[name] if v is not None)) for name in names]
+    return [found[at : at + len(defaults)] for at in range(0, len(found), len(defaults))]
+
+
+def as_the_standard(
+    proto: onnx.ModelProto, feeds: dict[str, np.ndarray], case: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    """What the case gives by the oracle, in layout 0."""
+    weights = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    back = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}[case["direction"]]
+    zeros = np.zeros((len(back), case["batch"], case["hidden"]))
+    names = {"h": "h0", "c": "c0"} if case["kind"] == "LSTM" else {"h": "h0"}
+    return layer(
+        case["kind"], feeds["X"], weights, {name: feeds.get(key, zeros) for name, key in names.items()},
+        functions(case), back, feeds.get("lengths", np.full(case["batch"], case["time"])), case["clip"],
+        case["linear_before_reset"], case["input_forget"],
+    )  # fmt: skip
+
+
+@settings(max_examples=60)
+@given(cases(), st.booleans(), st.booleans(), st.data())
+def test_written_out_as_the_standard_has_it(
+    case: dict[str, Any], batch_first: bool, input_forget: bool, data: Any
+) -> None:
+    """Both layouts, coupled gates, streams of no frame; and frames behind the last of a stream are NaN."""
+    case = {**case, "input_forget": input_forget and case["kind"] == "LSTM"}
+    proto, feeds = graph(case)
+    if case["input_forget"]:
+        proto.graph.node[0].attribute.append(helper.make_attribute("input_forget", 1))
+    if case["lengths"]:
+        ends = [data.draw(st.integers(0, case["time"])) for _ in range(case["batch"])]
+        feeds["lengths"] = np.array(ends, np.int32)
+        for stream, end in enumerate(ends):
+            feeds["X"][end:, stream] = np.nan
+    with np.errstate(over="ignore"):
+        wanted = as_the_standard(proto, feeds, case)
+    assume(all(np.abs(w).max(initial=0) < LARGE for w in wanted.values()))  # functions without bound, of themselves
+    if batch_first:
+        proto.graph.node[0].attribute.append(helper.make_attribute("layout", 1))
+        feeds = {n: a.swapaxes(0, 1) if n != "lengths" else a for n, a in feeds.items()}
+        for value in proto.graph.input:
+            kind = helper.np_dtype_to_tensor_dtype(feeds[value.name].dtype)
+            value.CopyFrom(helper.make_tensor_value_info(value.name, kind, feeds[value.name].shape))
+        wanted = {n: w.transpose(2, 0, 1, 3) if n == "Y" else w.swapaxes(0, 1) for n, w in wanted.items()}
+    found = rewritten(proto)
+    assert not {node.op_type for node in found.graph.node} & set(GATES)
+    came = dict(zip(wanted, session(found.SerializeToString()).run(list(wanted), feeds), strict=True))
+    for name, w in wanted.items():
+        np.testing.assert_allclose(came[name], w, rtol=CLOSE, atol=CLOSE * max(1, np.abs(w).max()), err_msg=name)
 
 
 @pytest.mark.parametrize("kind", sorted(GATES))
