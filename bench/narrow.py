@@ -87,6 +87,7 @@ HEADS = (
     "p50 µs",
     "spread",
     "best µs",
+    "first µs",
     "from C µs",
     "x roofline",
 )
@@ -189,6 +190,7 @@ def cells(label: str, row: Mapping[str, Any]) -> list[str]:
         f"{row['p50_us']:,.1f}",
         f"{row['spread']:.1%}",
         f"{row['best_us']:,.1f}",
+        f"{row['first_us']:,.1f}" if "first_us" in row else "",
         f"{row['c_p50_us']:,.1f}" if "c_p50_us" in row else "",
         f"{row['roofline_ratio']:.2f}" if ours else "",
     ]

@@ -2,7 +2,8 @@
 
     roofline   max(bytes / read bandwidth at that footprint, multiply-accumulates / peak), measured in the same rounds;
                the peak of products of bytes where a file has them and the processor an instruction for them (VNNI)
-    p50, p99   of single calls of `stream.step`, over all rounds
+    p50, p99   of single calls of `stream.step`, over all rounds, each candidate after a while of its own steps
+    first      the first call after the others had their turn: the caches are full of what they read
     best       the shortest call, and its distance from the shortest roofline: what a busy machine leaves to compare
     c_p50      the compiled step called from C in a loop, median of the rounds
     pool       what the threads of such a step cost: they wake and meet as often, and compute nothing
@@ -37,6 +38,7 @@ from edgemem.program import Array, Program, load
 from edgemem.trial import random_inputs
 
 ROUND_SECONDS = 0.01  # of each candidate in each round
+WARM_SECONDS = 0.02  # before them, not counted: probes and steps called from C read what was read just before, too
 PIECES, PIECE_SECONDS = 9, 0.001  # of a probe in each round
 INPUTS = 16  # chunks that a candidate cycles through
 PAGE_BYTES = 4096
@@ -117,6 +119,7 @@ class Row:
     macs_per_step: int
     byte_macs_per_step: int
     calls_us: list[float] = field(default_factory=list)
+    firsts_us: list[float] = field(default_factory=list)
     rounds_us: list[float] = field(default_factory=list)
     c_rounds_us: list[float] = field(default_factory=list)
     pool_rounds_us: list[float] = field(default_factory=list)
@@ -141,6 +144,8 @@ class Row:
             "roofline_ratio": round(self.ratio(self.rounds_us), 3),
             "best_roofline_ratio": round(min(self.calls_us) / min(self.rooflines_us), 3),
         }
+        if self.firsts_us:
+            result["first_us"] = round(statistics.median(self.firsts_us), 3)
         if self.c_rounds_us:
             result["c_p50_us"] = round(statistics.median(self.c_rounds_us), 3)
             result["c_roofline_ratio"] = round(self.ratio(self.c_rounds_us), 3)
@@ -352,6 +357,7 @@ def one_round(candidates: Sequence[Candidate], probe: Probe) -> None:
     limits = {each.row.file: roofline_us(probe, each.row) for each in candidates}
     for each in candidates:
         row = each.row
+        row.firsts_us.append(each.times(WARM_SECONDS)[0])
         times = each.times(ROUND_SECONDS)
         row.calls_us += times
         row.rounds_us.append(statistics.median(times))

@@ -89,6 +89,34 @@ def test_the_roofline_is_the_tighter_of_two_limits() -> None:
     assert row.to_json()["p50_us"] == 5.0
 
 
+def test_what_others_left_in_the_caches_does_not_count() -> None:
+    """Of a turn the steps of its first while are dropped, but for the first of all, which is shown as such."""
+
+    class Fixed:
+        def read_us(self, nbytes: int) -> float:
+            return 4.0
+
+        def multiply_us(self, count: int) -> float:
+            return 0.0
+
+        def dots_us(self, count: int) -> float:
+            return 0.0
+
+    asked: list[float] = []
+
+    def times(seconds: float) -> list[float]:
+        asked.append(seconds)
+        return [90.0, 70.0, 8.0] if len(asked) % 2 else [8.0, 9.0, 8.0]
+
+    row = measure.Row("aot", "f", 1, bytes_per_step=1000, macs_per_step=50, byte_macs_per_step=20)
+    for _ in range(2):
+        measure.one_round([measure.Candidate(row, times)], Fixed())  # type: ignore[arg-type]
+    assert asked == [measure.WARM_SECONDS, measure.ROUND_SECONDS] * 2
+    found = row.to_json()
+    assert (found["first_us"], found["p50_us"], found["roofline_ratio"]) == (90.0, 8.0, 2.0)
+    assert max(row.calls_us) == 9.0
+
+
 @pytest.mark.parametrize("bytes_at_once", [True, False])
 def test_the_probe_reads_and_multiplies_as_much_as_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bytes_at_once: bool

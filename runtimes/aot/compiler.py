@@ -19,7 +19,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +35,7 @@ from edgemem.runtimes.aot import (
     emit,
     emit_audio,
     emit_calls,
+    emit_flush,
     emit_frontend,
     emit_header,
     emit_package,
@@ -239,6 +240,8 @@ def generated(
     progress("scheduling")
     plan = planned(graph, model.contract, kernels.elementwise, kernels.work_bytes, target.alignment)
     source, blob = source_of(name, model, graph, plan, kernels)
+    if board.kind != "bare":  # the FPU of a microcontroller takes subnormal numbers as fast as others
+        source = replace(source, flush=emit_flush.core_of(target.target))
     return Generated(model, source, blob, kernels, [asdict(product) for product in found.products])
 
 
@@ -438,6 +441,7 @@ def manifest_of(
             "arena": plan.arena_bytes,
             "arena_lower_bound": plan.arena_lower_bound_bytes,
         },
+        "subnormal": "kept" if source.flush is None else "zero",
         "arena": arena_rows(plan),
         "states": {slot.name: state_facts(slot) for slot in plan.states.values()},
         "kernels": kernels.facts(source),

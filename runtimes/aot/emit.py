@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgemem.contract import StateFacts
-from edgemem.runtimes.aot import emit_frontend
+from edgemem.runtimes.aot import emit_flush, emit_frontend
 from edgemem.runtimes.aot.emit_calls import Source, identifier, preamble, run_text, upper
 from edgemem.runtimes.aot.emit_header import C_TYPES
 from edgemem.runtimes.aot.emit_rings import ring_slots, settle_text
@@ -54,6 +54,7 @@ def beginning(source: Source) -> str:
 #include <string.h>
 
 {preamble(source)}
+{emit_flush.functions(source.flush)}
 static int misaligned(const void *p)
 {{
     return ((uintptr_t)p % {big}_ALIGNMENT) != 0;
@@ -101,7 +102,7 @@ int {n}_step(const {n}_inputs *inputs, const {n}_outputs *outputs, void *state, 
 {{
     const int error = {n}_take(inputs, outputs, state, state_bytes, arena, arena_bytes);
     if (error != {big}_OK) return error;
-    run(outputs, (unsigned char *)state, (unsigned char *)arena);
+{emit_flush.guarded(source.flush, "run(outputs, (unsigned char *)state, (unsigned char *)arena);")}
     return {big}_OK;
 }}
 

@@ -33,6 +33,7 @@ class Source:
     identity: int  # 64 bits that say which model a state belongs to
     weight_bytes: int
     checksum: int
+    flush: str | None = None  # the core's name in `emit_flush`, where subnormal numbers are to be zero
 
 
 def upper(name: str) -> str:

@@ -7,6 +7,7 @@ met, and after it. A share computes what the whole kernel would: outputs do not 
 
 from __future__ import annotations
 
+from edgemem.runtimes.aot import emit_flush
 from edgemem.runtimes.aot.emit_calls import Source, preamble, run_parts, upper
 from edgemem.runtimes.aot.load import MOST_THREADS
 
@@ -85,7 +86,14 @@ def driver(source: Source) -> str:
     """NAME_team.c"""
     line, meetings = steps(source)
     n = source.name
-    parts = (types(source, meetings), meeting(n), work(n, line, meetings), waking(n), starting(n), stepping(n))
+    parts = (
+        types(source, meetings),
+        meeting(n),
+        work(source, line, meetings),
+        waking(n),
+        starting(n),
+        stepping(source),
+    )
     return "\n".join(parts)
 
 
@@ -102,6 +110,7 @@ def types(source: Source, meetings: int) -> str:
 #include <string.h>
 
 {preamble(source)}
+{emit_flush.functions(source.flush)}
 typedef struct {{
     {n}_team *team;
     int index;
@@ -151,8 +160,9 @@ static int32_t share(int32_t turns, int index, int threads)
 """
 
 
-def work(n: str, line: str, meetings: int) -> str:
+def work(source: Source, line: str, meetings: int) -> str:
     """What a thread does: `part`, its way through one step, and `work`, all its life."""
+    n, flushed = source.name, "    (void)flush();\n" if source.flush else ""
     return f"""\
 static void part({n}_team *t, int index)
 {{
@@ -172,7 +182,7 @@ static void *work(void *argument)
     const seat *const place = (const seat *)argument;
     {n}_team *const t = place->team;
     unsigned seen = 0;
-    for (;;) {{
+{flushed}    for (;;) {{
         int looks = 0;
         while (__atomic_load_n(&t->job, __ATOMIC_ACQUIRE) == seen && ++looks < {SPINS}) {{ }}
         if (looks == {SPINS}) {{
@@ -235,9 +245,9 @@ int {n}_team_start({n}_team *team, const {n}_bound *bound, int threads)
 """
 
 
-def stepping(n: str) -> str:
+def stepping(source: Source) -> str:
     """`NAME_team_step`, `NAME_team_idle` and `NAME_team_stop`."""
-    big = upper(n)
+    n, big = source.name, upper(source.name)
     return f"""\
 int {n}_team_step({n}_team *team)
 {{
@@ -250,7 +260,7 @@ int {n}_team_step({n}_team *team)
     error = {n}_take(b->inputs, b->outputs, b->state, b->state_bytes, b->arena, b->arena_bytes);
     if (error != {big}_OK) return error;
     begin(team);
-    part(team, 0);
+{emit_flush.guarded(source.flush, "part(team, 0);")}
     return {big}_OK;
 }}
 

@@ -163,7 +163,7 @@ def four_bit_form(x: Any, w: Any, scale: Any, shape: tuple[int, ...], panel: Pan
 
     def step(*i: Any) -> Any:
         value = scale(*i)
-        return widened(value, 2.0**116) if str(value.ty.dtype) == "uint16" else value * tirx.const(16.0, FLOAT)
+        return (widened(value) if str(value.ty.dtype) == "uint16" else value) * tirx.const(16.0, FLOAT)
 
     y = te.compute(
         (*lead, panel.count * panel.columns),

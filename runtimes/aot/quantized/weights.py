@@ -82,16 +82,24 @@ class Codes:
 Narrow = Half | Int8 | Int4 | Codes
 
 
-def widened(bits: Expr, factor: float = 2.0**112) -> Expr:
-    """The float32 of a float16 given as uint16, in integer arithmetic: any core, no library, exact but for NaN.
+def widened(bits: Expr) -> Expr:
+    """The float32 of a float16 given as uint16, in integer arithmetic: any core, no library, exact if it is finite.
 
-    Exponent and fraction move to their places in a float32, whose exponent is then too small by 112: `factor` makes
-    that good, and may do more.
+    Exponent and fraction move to their places in a float32, whose exponent is then too small by 112. A subnormal
+    float16 is a fraction of 2^-14: with 1 in front of it, which is taken off again. No float32 on the way is
+    subnormal, for these may count as zero.
     """
+
+    def number(value: int) -> Expr:
+        return tirx.const(value, "uint32")
+
     word = bits.astype("uint32")
-    magnitude = (word & tirx.const(0x7FFF, "uint32")) << tirx.const(13, "uint32")
-    sign = (word & tirx.const(0x8000, "uint32")) << tirx.const(16, "uint32")
-    return tirx.reinterpret("float32", magnitude | sign) * tirx.const(factor, "float32")
+    sign = (word & number(0x8000)) << number(16)
+    magnitude = ((word & number(0x7FFF)) << number(13)) + number(112 << 23)
+    least = number(113 << 23)  # the smallest normal float16, 2^-14
+    fraction = tirx.reinterpret("float32", magnitude + number(1 << 23)) - tirx.reinterpret("float32", least)
+    whole = tirx.Select(magnitude < least, tirx.reinterpret("uint32", fraction), magnitude)
+    return tirx.reinterpret("float32", whole | sign)
 
 
 def nibbles(panel: Panel, q: Array) -> Array:
