@@ -24,6 +24,7 @@ flash_page_bytes                    that are erased at once at the end of flash,
 flash_unit_bytes                    that are written at once, 4 if left out
 flash_driver                        how firmware writes them, where edgemem knows
 interrupts                          of the device in its vector table, or the causes of a RISC-V core
+machine_timer = { time = 0x200_BFF8, compare = 0x200_4000, hz = 10_000_000 }   of a RISC-V core, where it has one
 microphone = "nrf"                  the driver of a microphone that firmware brings, see `runtimes/firmware/sound.py`
 boot = "vectors"                    what the core starts from, see `Boot`
 emulated_hz = 25_000_000            ticks a second of the counter that firmware reads, under the emulator
@@ -55,6 +56,7 @@ BARE_FIELDS = ("triple", "vector_bits", "vector_registers", "clock_hz", "flash_o
                "ram_bytes", "boot", "source", "console")  # fmt: skip
 
 
+TIMER_INTERRUPT = 7  # of a RISC-V core, as mcause has it
 ADVICE = "mend its TOML file; devices/ shows the fields of each kind"
 
 
@@ -84,6 +86,14 @@ class Lane(Strict):
     mask: int
     ready: Literal["set", "clear"]
     event: bool = False
+
+
+class Timer(Strict):
+    """The machine timer of a RISC-V core: addresses of mtime and mtimecmp, and ticks a second."""
+
+    time: int
+    compare: int
+    hz: int
 
 
 class Console(Strict):
@@ -153,6 +163,7 @@ class Board(Strict):
     flash_page_bytes: int | None = None  # what is erased at once
     flash_unit_bytes: int = 4  # what is written at once
     interrupts: int = 0
+    machine_timer: Timer | None = None
     microphone: Literal["nrf"] | None = None
     boot: Boot | None = None
     setup: list[Write] = []  # registers of clocks, pins and the UART, in order
@@ -220,6 +231,8 @@ def check_start(board: Board) -> None:
         raise ValueError(f"triple {board.triple} is no microcontroller's; firmware is for thumb... and riscv32...")
     if riscv != (board.boot in ("riscv", "esp32c3")):
         raise ValueError(f"boot {board.boot} does not start a core of {board.triple}")
+    if board.machine_timer is not None and (not riscv or board.interrupts <= TIMER_INTERRUPT):
+        raise ValueError(f"machine_timer is of a RISC-V core with an interrupt {TIMER_INTERRUPT}; leave it out")
     if board.emulator and board.emulated_hz is None:
         raise ValueError("an emulator of a bare board needs emulated_hz, the ticks of the counter that firmware reads")
     page = board.flash_page_bytes

@@ -81,11 +81,12 @@ def test_firmware_hears_what_a_stream_hears(tiny: Path, heard: tuple[Any, list[A
     assert np.abs(given - rows).max() <= ROWS_BOUND * np.ptp(rows)
 
 
-def test_an_interrupt_brings_samples_as_a_microphone_would(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("on", ["mps2_an386", "riscv32_virt"])
+def test_an_interrupt_brings_samples_as_a_microphone_would(tiny: Path, tmp_path: Path, on: str) -> None:
     """The same words by the timer's interrupt at the pace of real time; too fast for the core, samples are counted."""
     from edgemem.runtimes.aot.compiler import compile_model
 
-    on, folder = "mps2_an386", tmp_path / "fw"
+    folder = tmp_path / "fw"
     needs(on)
     compile_model(tiny, board(on), folder, name="model")
     build.make(folder, "clip.elf", "microphone.elf", "EXTRA=-Werror")

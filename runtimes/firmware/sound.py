@@ -8,7 +8,7 @@ examples/clip.c         a recording in flash, heard without a microphone: `make 
 examples/microphone.c   two buffers that are filled in turn: `make microphone.elf`, with a driver beside it
 
 Drivers are `microphone_NAME.c`: of the board's own microphone, or `clip`, which plays the recording from the interrupt
-of a Cortex-M's timer; without either, the example says what is to be written.
+of a timer, that of a Cortex-M or a RISC-V core's machine timer; without either, the example says what is to be written.
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ def driver(board: Board, data: tuple[str, ...]) -> tuple[str, ...]:
     """What fills the buffer of the microphone example: `data` is the recording, if there is room for it."""
     if board.microphone is not None:
         return (f"{EXAMPLES}/microphone_{board.microphone}.c",)
-    return (f"{EXAMPLES}/microphone_clip.c", *data) if data and board.core.startswith("cortex-m") else ()
+    timer = board.core.startswith("cortex-m") or board.machine_timer is not None
+    return (f"{EXAMPLES}/microphone_clip.c", *data) if data and timer else ()
 
 
 def shared(file: str) -> str:

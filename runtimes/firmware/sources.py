@@ -37,6 +37,10 @@ def board_h(board: Board, bank_bytes: int) -> str:
         f"#define BOARD_INTERRUPTS {board.interrupts}",
         f"#define BOARD_EACH_INTERRUPT(of){''.join(f' of({n})' for n in range(board.interrupts))}",
     ]
+    if board.machine_timer is not None:
+        lines += [f"#define BOARD_TIMER_TIME {board.machine_timer.time:#010x}u",
+                  f"#define BOARD_TIMER_COMPARE {board.machine_timer.compare:#010x}u",
+                  f"#define BOARD_TIMER_HZ {board.machine_timer.hz}u"]  # fmt: skip
     assert board.console is not None
     if board.console.kind == "uart":
         assert board.console.transmit is not None and board.console.receive is not None

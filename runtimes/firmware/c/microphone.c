@@ -43,6 +43,10 @@ static void sleep(void)
     __asm__ volatile("cpsid i" ::: "memory");
     if (sound_waiting() == 0 && !microphone_ended()) __asm__ volatile("wfi" ::: "memory");
     __asm__ volatile("cpsie i" ::: "memory");
+#elif defined(__riscv)
+    __asm__ volatile(".option push\n\t.option arch, +zicsr\n\tcsrci mstatus, 8\n\t.option pop" ::: "memory");
+    if (sound_waiting() == 0 && !microphone_ended()) __asm__ volatile("wfi" ::: "memory");
+    __asm__ volatile(".option push\n\t.option arch, +zicsr\n\tcsrsi mstatus, 8\n\t.option pop" ::: "memory");
 #endif
 }
 
