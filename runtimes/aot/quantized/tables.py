@@ -3,9 +3,10 @@
     T[g, e] = sum_d x[g dim + d] book[e, d]             23 bits of an integer, in three tables of bytes
     y[n] = s[n] sum_g T[g, code[g, n]]                  64 outputs at a time: bytes are permuted by codes, and summed
 
-A table of 64 bytes is a register, 128 two, 256 four: AVX512-VBMI takes 64 bytes from 128 in one instruction. Sums are
-exact; an entry is rounded by 2^-23 of what the largest |x| could make with the largest entry. Tables of `BLOCK` groups
-fit the nearest cache: they are made, then read by all outputs, block by block.
+A table of 64 bytes is a register, 128 two, 256 four. AVX512-VBMI permutes the bytes of one register in an instruction,
+of two in a longer one; bits 6 and 7 of a code choose among four. Sums are exact; an entry is rounded by 2^-23 of what
+the largest |x| could make with the largest entry. Tables of a block of groups fit the nearest cache: they are made,
+then read by all outputs, block by block.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Expr = Any
 WIDE = 64  # bytes of a register
 LANES = 16
+PAIRS = 32  # of bytes in a register
+MOST_SUMMED = 257  # bytes that a word holds the sum of
 MOST = 256  # entries of a codebook
 BLOCK_BYTES = 24576  # of tables: half of a first-level cache
 MAGIC = 1.5 * 2.0**23  # added to a whole number of +-2^22, leaves it plus 2^22 in the lowest 23 bits
@@ -36,7 +39,7 @@ OFFSET = 1 << 22
 
 
 def permutes(machine: Machine) -> bool:
-    """Whether the core looks up 64 bytes at once, and sums products of bytes."""
+    """Whether the core looks up 64 bytes at once, as some of those do that sum products of bytes."""
     from tvm.target import codegen
 
     return machine.dot == dots.VNNI and bool(codegen.target_has_features("avx512vbmi", machine.target))
@@ -90,7 +93,7 @@ def kernel(count: int, books: Sequence[int], codes: Sequence[int], share: float)
 
     residual, registers, _, dim, _ = books
     panels, groups, *_ = codes
-    block = max(1, BLOCK_BYTES // (DIGITS * registers * WIDE * residual))
+    block = max(1, min(BLOCK_BYTES // (DIGITS * registers * WIDE), MOST_SUMMED) // residual)
     with IRBuilder() as made, T.prim_func(s_tir=True):
         T.func_name("product_vq")
         T.func_attr({"op_pattern": OPAQUE, WRITTEN: "tables"})
@@ -102,8 +105,8 @@ def kernel(count: int, books: Sequence[int], codes: Sequence[int], share: float)
         y = T.arg("y", T.buffer((count, panels * WIDE), FLOAT))
         table = T.alloc_buffer((block * residual * DIGITS * registers * LANES,), "int32")
         total = T.alloc_buffer((panels * DIGITS * WIDE,), "int32")
-        scaled = T.alloc_buffer((dim,), FLOAT)
-        sums = T.alloc_buffer((DIGITS * WIDE,), "int32")
+        scaled = T.alloc_buffer((block * dim,), FLOAT)
+        sums = T.alloc_buffer((2 * DIGITS * PAIRS,), "uint16")
         work = Kernel(T, (x, step, book, code, scale, y), (table, total, scaled, sums), block, share)
         with T.serial(0, count) as row:
             work.row(row)
@@ -133,65 +136,73 @@ class Kernel:
         with T.serial(0, -(-self.groups // self.block)) as block:
             first = block * self.block
             count = tirx.min(tirx.const(self.block, "int32"), self.groups - first)
-            with T.serial(0, count) as g:
-                self.tables(row, first + g, g)
+            self.tables(row, first, count)
             with T.serial(0, self.panels) as panel:
                 self.panel(panel, first, count)
         with T.serial(0, self.panels) as panel:
             self.finish(row, panel)
 
-    def tables(self, row: Expr, group: Expr, place: Expr) -> None:
-        """The tables of one group: four vectors of integers give a register of each byte."""
-        up = tirx.const(self.share, FLOAT) / self.step[row]
-        for d in range(self.dim):
-            self.T.buffer_store(self.scaled, self.x[row, group * self.dim + d] * up, [d])
-        with self.T.serial(0, self.residual) as r:
-            for t in range(self.registers):
-                numbers = [self.number(r, t, j) for j in range(4)]
-                for p in range(DIGITS):
-                    parts = [digit_of(number, p) << splat(8 * j) for j, number in enumerate(numbers)]
-                    self.store(self.table, parts[0] | parts[1] | parts[2] | parts[3], self.entry(place, r, p, t))
+    def tables(self, row: Expr, first: Expr, count: Expr) -> None:
+        """The tables of a block of groups: four vectors of integers give a register of each byte.
 
-    def number(self, r: Expr, t: int, j: int) -> Expr:
+        For all groups in turn the same 64 entries, which stay in registers if they have few numbers.
+        """
+        T, up = self.T, tirx.const(self.share, FLOAT) / self.step[row]
+        with T.serial(0, count * self.dim) as i:
+            T.buffer_store(self.scaled, self.x[row, first * self.dim + i] * up, [i])
+        with T.serial(0, self.residual) as r, T.serial(0, self.registers) as t, T.serial(0, count) as g:
+            numbers = [self.number(g, r, t, j) for j in range(4)]
+            for p, digit in enumerate(bytes_of(*numbers)):
+                self.store(self.table, digit, self.entry(g, r, p, t))
+
+    def number(self, g: Expr, r: Expr, t: Expr, j: int) -> Expr:
         """16 entries' products with x, and OFFSET, as the lowest bits of a float."""
-        terms = [tirx.Broadcast(self.scaled[d], LANES) * self.vector(self.book, r, t, j, d, 0) for d in range(self.dim)]
+        x = [tirx.Broadcast(self.scaled[g * self.dim + d], LANES) for d in range(self.dim)]
+        terms = [x[d] * self.vector(self.book, r, t, j, d, 0) for d in range(self.dim)]
         total = sum(terms[1:], terms[0])
-        return tirx.reinterpret(f"int32x{LANES}", total + tirx.Broadcast(tirx.const(MAGIC, FLOAT), LANES))
+        return tirx.reinterpret(f"uint32x{LANES}", total + tirx.Broadcast(tirx.const(MAGIC, FLOAT), LANES))
 
-    def entry(self, place: Expr, r: Expr, p: int, t: int) -> Expr:
+    def entry(self, place: Expr, r: Expr, p: int, t: Expr | int) -> Expr:
         """Where a register of a table lies."""
         return (((place * self.residual + r) * DIGITS + p) * self.registers + t) * LANES
 
     def panel(self, panel: Expr, first: Expr, count: Expr) -> None:
-        """What a block of groups adds to 64 outputs, in registers."""
-        places = range(0, DIGITS * WIDE, LANES)
-        for place in places:
-            self.store(self.sums, self.vector(self.total, panel * (DIGITS * WIDE) + place), place)
+        """What a block of groups adds to 64 outputs, in registers.
+
+        Two neighbouring bytes are a word; of words the sum, which may go round, and the sum of their high bytes are
+        kept: the first less 256 times the second is the sum of the low bytes.
+        """
+        for place in range(0, 2 * DIGITS * PAIRS, PAIRS):
+            self.store(self.sums, pairs(0), place, lanes=PAIRS)
         with self.T.serial(0, count) as g:
             for r in range(self.residual):
                 codes = as_bytes(self.vector(self.code, panel, first + g, r, 0, lanes=WIDE))
                 for p in range(DIGITS):
-                    found = self.found(codes, g, r, p)
-                    for j in range(4):
-                        place = (p * 4 + j) * LANES
-                        picked = as_bytes(splat(1 << 8 * j))
-                        added = tirx.call_llvm_pure_intrin(
-                            f"int32x{LANES}", SUM, self.vector(self.sums, place), found, picked
-                        )
-                        self.store(self.sums, added, place)
-        for place in places:
-            self.store(self.total, self.vector(self.sums, place), panel * (DIGITS * WIDE) + place)
+                    found = tirx.reinterpret(WORDS, self.found(codes, g, r, p))
+                    for half, value in enumerate((found, found >> pairs(8))):
+                        place = (2 * p + half) * PAIRS
+                        self.store(self.sums, self.vector(self.sums, place, lanes=PAIRS) + value, place, lanes=PAIRS)
+        for p in range(DIGITS):
+            both, high = (self.vector(self.sums, (2 * p + half) * PAIRS, lanes=PAIRS) for half in range(2))
+            low = both - (high << pairs(8))
+            for j, value in enumerate((low, high, low, high)):
+                words = tirx.reinterpret(f"uint32x{LANES}", value)
+                sixteen = tirx.Broadcast(tirx.const(16, "uint32"), LANES)
+                number = words >> sixteen if j > 1 else words & tirx.Broadcast(tirx.const(0xFFFF, "uint32"), LANES)
+                place = panel * (DIGITS * WIDE) + (p * 4 + j) * LANES
+                self.store(self.total, self.vector(self.total, place) + number.astype(f"int32x{LANES}"), place)
 
     def found(self, codes: Expr, g: Expr, r: int, p: int) -> Expr:
         """The bytes that 64 codes name in a table."""
         table = [as_bytes(self.vector(self.table, self.entry(g, r, p, t))) for t in range(self.registers)]
         if self.registers == 1:
             return tirx.call_llvm_pure_intrin(BYTES, ONE, table[0], codes)
-        halves = [
-            tirx.call_llvm_pure_intrin(BYTES, TWO, table[t], codes, table[t + 1]) for t in range(0, self.registers, 2)
-        ]
-        nothing = tirx.Broadcast(tirx.const(0, "int8"), WIDE)
-        return halves[0] if len(halves) == 1 else tirx.Select(codes < nothing, halves[1], halves[0])
+        if self.registers == 2:
+            return tirx.call_llvm_pure_intrin(BYTES, TWO, table[0], codes, table[1])
+        nothing, bit = (tirx.Broadcast(tirx.const(value, "int8"), WIDE) for value in (0, 64))
+        each = [tirx.call_llvm_pure_intrin(BYTES, ONE, part, codes) for part in table]
+        low, high = (tirx.Select(tirx.NE(codes & bit, nothing), each[t + 1], each[t]) for t in (0, 2))
+        return tirx.Select(codes < nothing, high, low)
 
     def finish(self, row: Expr, panel: Expr) -> None:
         """Bytes joined and scaled."""
@@ -206,8 +217,11 @@ class Kernel:
 
 
 ONE, TWO = "llvm.x86.avx512.permvar.qi.512", "llvm.x86.avx512.vpermi2var.qi.512"
-SUM = "llvm.x86.avx512.vpdpbusd.512"
-BYTES = f"int8x{WIDE}"
+BYTES, WORDS = f"int8x{WIDE}", f"uint16x{PAIRS}"
+
+
+def pairs(value: int) -> Expr:
+    return tirx.Broadcast(tirx.const(value, "uint16"), PAIRS)
 
 
 def splat(value: int) -> Expr:
@@ -222,6 +236,30 @@ def as_bytes(value: Expr) -> Expr:
     return tirx.reinterpret(BYTES, value)
 
 
-def digit_of(number: Expr, p: int) -> Expr:
-    """A byte of the 23 bits, the highest first."""
-    return (number >> splat(16 - 8 * p)) & splat(127 if p == 0 else 255)
+def bytes_of(a: Expr, b: Expr, c: Expr, d: Expr) -> tuple[Expr, Expr, Expr]:
+    """Of four vectors of numbers the third bytes, the second, the first, each four in a lane. The 23 bits of MAGIC's
+    fraction are followed by a 0, the last of its exponent.
+    """
+
+    def mixed(x: Expr, y: Expr, mask: int) -> Expr:
+        return (x & unsigned(mask)) | (y & unsigned(mask ^ 0xFFFFFFFF))
+
+    def left(x: Expr, bits: int) -> Expr:
+        return x << unsigned(bits)
+
+    def right(x: Expr, bits: int) -> Expr:
+        return x >> unsigned(bits)
+
+    even, half = 0x00FF00FF, 0x0000FFFF
+    first, second = mixed(a, left(b, 8), even), mixed(c, left(d, 8), even)  # a0 b0 a2 b2, c0 d0 c2 d2
+    third, fourth = mixed(right(a, 8), b, even), mixed(right(c, 8), d, even)  # a1 b1 a3 b3, c1 d1 c3 d3
+    found = (
+        mixed(right(first, 16), second, half),
+        mixed(third, left(fourth, 16), half),
+        mixed(first, left(second, 16), half),
+    )
+    return tuple(tirx.reinterpret(f"int32x{LANES}", digit) for digit in found)
+
+
+def unsigned(value: int) -> Expr:
+    return tirx.Broadcast(tirx.const(value, "uint32"), LANES)
