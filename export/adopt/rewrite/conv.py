@@ -4,7 +4,8 @@
     Conv(x [batch, inputs, time], W)    rows [batch, time', inputs * kernel], row t what the window sees at t
                                         Transpose(rows W^T + b)
 
-In a step, time' is small: a row is a Slice. Groups, several axes and many rows stay a Conv.
+In a step, time' is small. Of few rows each is a Slice of x; where there are twice as many as taps of the kernel, each
+tap is a Slice of x transposed, for all rows at once. Groups, several axes and many rows stay a Conv.
 """
 
 from __future__ import annotations
@@ -38,10 +39,17 @@ def rewrite(freezer: Freezer, node: ir.Node) -> None:
         zeros = build.constant("fill", np.zeros((), weight.dtype))
         x = build.op("Pad", x, build.ints("pads", [0, 0, left, 0, 0, right]), zeros)
         time += left + right
-    seen = [windowed(build, x, t * stride, kernel, dilation, time) for t in range(rows)]
-    flat = [build.reshape(window, [batch, 1, inputs * kernel]) for window in seen]
-    stacked = flat[0] if rows == 1 else build.op("Concat", *flat, axis=1)
-    y = build.op("MatMul", stacked, build.constant("W", weight.reshape(outputs, -1).T))
+    if 2 * kernel <= rows:
+        turned = build.op("Transpose", x, perm=[0, 2, 1])
+        taps = [strided(build, turned, 1, k * dilation, rows, stride, time) for k in range(kernel)]
+        stacked = taps[0] if kernel == 1 else build.op("Concat", *taps, axis=2)
+        matrix = weight.transpose(2, 1, 0).reshape(-1, outputs)
+    else:
+        seen = [strided(build, x, 2, t * stride, kernel, dilation, time) for t in range(rows)]
+        flat = [build.reshape(window, [batch, 1, inputs * kernel]) for window in seen]
+        stacked = flat[0] if rows == 1 else build.op("Concat", *flat, axis=1)
+        matrix = weight.reshape(outputs, -1).T
+    y = build.op("MatMul", stacked, build.constant("W", matrix))
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     y = y if bias is None else build.op("Add", y, bias)
     moved = build.reshape(y, [batch, outputs, 1]) if rows == 1 else build.op("Transpose", y, perm=[0, 2, 1])
@@ -50,12 +58,12 @@ def rewrite(freezer: Freezer, node: ir.Node) -> None:
     freezer.visit(build.nodes)
 
 
-def windowed(build: Builder, x: ir.Value, start: int, kernel: int, dilation: int, time: int) -> ir.Value:
-    """[batch, inputs, kernel] of x from `start` on, every `dilation`."""
-    stop = start + (kernel - 1) * dilation + 1
-    if (start, stop, dilation) == (0, time, 1):
+def strided(build: Builder, x: ir.Value, axis: int, start: int, count: int, step: int, length: int) -> ir.Value:
+    """`count` places of an axis, which is `length` long, from `start` on, every `step`."""
+    stop = start + (count - 1) * step + 1
+    if (start, stop) == (0, length) and (step == 1 or count == 1):
         return x
-    if dilation == 1:
-        return build.slice(x, 2, start, stop)
-    numbers = [build.ints(name, [n]) for name, n in (("start", start), ("stop", stop), ("axis", 2), ("step", dilation))]
-    return build.op("Slice", x, *numbers)
+    if step == 1 or count == 1:
+        return build.slice(x, axis, start, stop)
+    numbers = (("start", start), ("stop", stop), ("axis", axis), ("step", step))
+    return build.op("Slice", x, *(build.ints(name, [n]) for name, n in numbers))
