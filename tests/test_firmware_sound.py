@@ -118,6 +118,21 @@ def test_the_driver_of_a_microphone_is_in_the_vector_table(tiny: Path, tmp_path:
         assert vectors[15] == read.symbols["fault"][0] | 1
 
 
+def test_the_example_that_hears_may_take_the_flash_of_snapshots(tiny: Path) -> None:
+    """Said where that is all that keeps it from the board, and only there."""
+    from edgemem.modelfile import open_model
+    from edgemem.runtimes.firmware.budget import Budget
+    from edgemem.runtimes.firmware.writer import no_sound
+
+    core, contract = board("nucleo_f446re"), open_model(tiny).contract
+    assert core.flash_bytes is not None
+    banks = 2 * 131_072
+    for rest, ram, wanted in ((1_000, 4_000, True), (1_000, 131_000, False), (20_000, 4_000, None)):
+        flash = {"code": core.flash_bytes - banks - rest, "snapshots": banks}
+        said = no_sound(core, contract, Budget(flash, {"stack": ram}))
+        assert (None if said is None else said.endswith("; --no-snapshots makes room")) is wanted, said
+
+
 def lines(on: str, image: Path, last: str, counted: bool = False) -> list[str]:
     """What a board says up to a line; `counted`: its clock is that of its instructions."""
     session, said = Session(command_of(board(on), image, counted)), []

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemem.boards import Board
+from edgemem.contract import Contract
 from edgemem.modelfile import open_model
 from edgemem.program import load
 from edgemem.runtimes.aot import emit, emit_header
@@ -71,7 +72,7 @@ def write_firmware(
         manifest["prediction"] = cost.facts(prediction(board, program, manifest["work"]))
         manifest["snapshots"] = kept
         manifest["sound"] = None if heard is None else asdict(heard)
-        manifest["no_sound"] = sound.obstacle(board, program.source.contract, budget.free(board, predicted))
+        manifest["no_sound"] = no_sound(board, program.source.contract, predicted)
         clean(place, program)
         write_manifest(place, manifest)
         for own in (build.SHARED, build.EXAMPLES):
@@ -135,6 +136,17 @@ def snapshot_facts(board: Board, program: Generated, predicted: budget.Budget, a
         "identity": identity,
         "left_out": left_out,
     }
+
+
+def no_sound(board: Board, contract: Contract, predicted: budget.Budget) -> str | None:
+    """Why there is no example that hears, and whether there would be without snapshots."""
+    free = budget.free(board, predicted)
+    why = sound.obstacle(board, contract, free)
+    if why is None:
+        return None
+    without = {**free, "flash": free["flash"] + predicted.flash["snapshots"]}
+    helps = sound.obstacle(board, contract, without) is None
+    return f"{why}; --no-snapshots makes room" if helps else why
 
 
 def write_project(
