@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +161,21 @@ def test_a_core_with_smlad_takes_fewer_instructions(spotter: Path, tmp_path: Pat
         counts[flags] = sum(k["instructions"] for k in found["kernels"] if k["primfunc"] == "product8")
         assert found["instructions_per_step"] > counts[flags] > 0 or flags
     assert counts["-DEDGEMEM_PORTABLE"] > 1.2 * counts[""]  # short rows; 1.6 times on those of the shipped spotter
+
+
+@pytest.mark.parametrize("name", ["mps2_an386", "mps2_an500"])
+def test_kernels_call_no_library_for_a_word(name: str, tmp_path: Path) -> None:
+    """Firmware is freestanding, where a compiler leaves `memcpy` a call, for each two numbers of a product at worst."""
+    from edgemem.boards import board
+    from edgemem.runtimes.firmware import build
+
+    needs(name)
+    target, folder = board(name), resources.files("edgemem.runtimes.integer").joinpath("c")
+    for file in ("edgemem_integer", "edgemem_power"):
+        source = str(folder.joinpath(f"{file}.c"))
+        command = [target.compiler, *target.compiler_flags, *build.CFLAGS, *build.FAST, "-c", source, "-o", f"{file}.o"]
+        subprocess.run(command, cwd=tmp_path, check=True)
+        assert not {"memcpy", "memmove", "memset"} & set(elf.read(tmp_path / f"{file}.o").symbols), file
 
 
 @pytest.mark.parametrize("name", REAL)
