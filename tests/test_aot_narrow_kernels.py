@@ -46,6 +46,7 @@ def test_products(tmp_path: Path, kind: str, dot: str, m: int, k: int, n: int) -
     x = rng.standard_normal((m, k)).astype("f")
     matrix, w = narrow(rng, kind, k, n)
     machine = replace(HOST, dot=dot)
+    machine = machine if kind != "f16" else replace(machine, half=HOST.half and m % 2 == 1)  # both ways to widen
     y, schedule = computed(tmp_path, x, lambda builder, a: products.product(builder, a, matrix, machine))
     wanted = x.astype("d") @ w
     np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=2e-6 * np.abs(wanted).max())

@@ -80,15 +80,20 @@ def test_a_state_that_fades_becomes_zero(folder: Path) -> None:
     assert 0 < min(smallest) < LEAST and np.any((np.abs(wanted) < LEAST) & (wanted != 0))
 
 
-def test_half_precision_keeps_its_own_subnormal_weights(folder: Path) -> None:
+@pytest.mark.parametrize("instruction", [True, False])
+def test_half_precision_keeps_its_own_subnormal_weights(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instruction: bool
+) -> None:
     """They are normal as float32, and no way to widen them may lead past smaller numbers."""
-    path = folder / "half.onnx"
+    if not instruction:
+        monkeypatch.setattr("edgemem.runtimes.aot.machine.has_half", lambda target: False)
+    path = tmp_path / "half.onnx"
     quantize(folder / "fading.onnx", path, "f16", smallest=8, steps=4)
-    compiled(path, folder / "half")
+    compiled(path, tmp_path / "half")
     weight = Fading().mix.weight.detach().numpy().astype(np.float16)
     tiny = (weight != 0) & (np.abs(weight) < np.finfo(np.float16).tiny)
     assert tiny.sum() > WIDTH
-    stream = edgemem.load(folder / "half").stream()
+    stream = edgemem.load(tmp_path / "half").stream()
     for column in range(0, WIDTH, 7):
         stream.reset()
         y = stream.step(np.eye(WIDTH, dtype=np.float32)[column][None, None])

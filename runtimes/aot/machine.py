@@ -19,7 +19,8 @@ WHOLE_VECTORS = ["-prefer-256-bit"]  # what LLVM makes vectors of by itself is t
 @dataclass(frozen=True)
 class Machine:
     """`lanes` float32 per vector register (1 where there are none), `registers` of them; `alignment` of buffers; `dot`:
-    its products of bytes, as in `dots`; `fused`: whether it multiplies and adds in one instruction, rounded once.
+    its products of bytes, as in `dots`; `fused`: whether it multiplies and adds in one instruction, rounded once;
+    `half`: whether it widens float16.
     """
 
     target: Any
@@ -28,6 +29,7 @@ class Machine:
     alignment: int = ALIGNMENT
     dot: str = "portable"
     fused: bool = False
+    half: bool = False
 
 
 def machine(board: Board) -> Machine:
@@ -47,7 +49,9 @@ def machine(board: Board) -> Machine:
         described |= {"mattr": WHOLE_VECTORS} if bits >= 512 and triple.startswith("x86_64") else {}
         target = Target(described)
         registers = 32 if bits >= 512 or "aarch64" in triple else 16
-        return Machine(target, bits // 32, registers, dot=dots.kind_of(target), fused=is_fused(target))
+        return Machine(
+            target, bits // 32, registers, dot=dots.kind_of(target), fused=is_fused(target), half=has_half(target)
+        )
     if board.triple is None or board.vector_bits is None or board.vector_registers is None:
         raise ConfigError(f"board {board.name}: triple, vector_bits and vector_registers are wanted to compile for it")
     described = {"kind": "llvm", "mtriple": board.triple, "mcpu": board.core}
@@ -61,7 +65,9 @@ def machine(board: Board) -> Machine:
         raise ConfigError(f"board {board.name}: LLVM refuses {described}: {first_line(error)}") from error
     alignment = BARE_ALIGNMENT if board.kind == "bare" else ALIGNMENT
     lanes = max(1, board.vector_bits // 32)
-    return Machine(target, lanes, board.vector_registers, alignment, dots.kind_of(target), is_fused(target))
+    return Machine(
+        target, lanes, board.vector_registers, alignment, dots.kind_of(target), is_fused(target), has_half(target)
+    )
 
 
 def is_fused(target: Any) -> bool:
@@ -71,4 +77,14 @@ def is_fused(target: Any) -> bool:
     triple = str(target.attrs["mtriple"])
     return triple.startswith("aarch64") or (
         triple.startswith("x86_64") and bool(codegen.target_has_features("fma", target))
+    )
+
+
+def has_half(target: Any) -> bool:
+    """Whether a core widens vectors of float16 in an instruction, subnormal ones in every mode."""
+    from tvm.target import codegen
+
+    triple = str(target.attrs["mtriple"])
+    return triple.startswith("aarch64") or (
+        triple.startswith("x86_64") and bool(codegen.target_has_features("f16c", target))
     )

@@ -74,9 +74,9 @@ def product(builder: Any, x: Expr, matrix: Narrow, machine: Machine) -> Expr:
         return emitted(
             builder,
             "product_f16",
-            lambda a, w: trimmed(panelled(a, w, shape, panel, widened), shape),
+            lambda a, w: trimmed(panelled(a, w, shape, panel, as_float if machine.half else widened), shape),
             x,
-            panel.packed(matrix.bits),
+            panel.packed(matrix.bits).view(np.float16 if machine.half else np.uint16),
         )
     if isinstance(matrix, Int8) and digits.fits(machine):
         return digits.eight_bit(builder, x, matrix, shape, machine)
