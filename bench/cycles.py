@@ -49,7 +49,8 @@ SOURCES = {
     "cortex-m3": "Arm DDI 0337I, Cortex-M3 TRM, table 3-1 and load/store timings",
     "cortex-m4": "Arm DDI 0439B, Cortex-M4 TRM, tables 3-1 and 7-1, load/store timings",
     "cortex-m7": "no table is published: from two instructions a cycle (Arm DDI 0489) to none, by the Cortex-M4's",
-    "cortex-m33": "no table is published: by the Cortex-M4's, at best 3.40 / 4.02 of it (CoreMark/MHz, NXP AN12284)",
+    "cortex-m33": "no table is published: by the Cortex-M4's, at best 3.40 / 4.02 of it (Arm's CoreMark per MHz, "
+    "NXP AN12284)",
     "cortex-m55": "no table is published: by the Cortex-M4's, at best 3.40 / 4.20 of it (Arm's CoreMark per MHz); "
     "at most two, as a vector instruction takes (Arm DDI 0553: four beats, two a cycle)",
 }
