@@ -41,8 +41,8 @@ GROUPS = 12  # of positions: 1, 2-3, 4-7, …
 VALUES_PER_STEP = 128  # kept of each tensor and step, for percentiles
 ROWS_PER_STEP = 8  # that second moments take
 PENDING = 256  # steps whose rows are multiplied at once
-SOURCES = "sources"  # the text of edgemem's own modules
-SOURCE_BYTES = 1 << 16
+SOURCES = "sources"  # the text of modules of edgemem, as they once were: another text would give other files
+SOURCES_FILE = "sources_calibration.txt"
 SPEECH = "speech_calibration.npz"
 WORDS, WORDS_FEATURES = "words_calibration.npz", 240
 SPOTTERS = ("kws-lmuformer", "kws-tiny", "kws-spiking-lmuformer", "kws-gru", "kws-transformer")
@@ -152,11 +152,10 @@ def episodes(contract: Contract) -> Data | None:
 
 
 def own_sources(contract: Contract) -> Data:
-    """Python source text for byte models: the modules of this package."""
-    files = sorted(Path(str(resources.files("edgemem"))).glob("*.py"))
-    joined = b"\0".join(file.read_bytes() for file in files)[:SOURCE_BYTES]
+    """Python source text for byte models."""
+    content = resources.files("edgemem.tasks").joinpath("data", SOURCES_FILE).read_bytes()
     port = contract.inputs[0]
-    sequences = ({port.name: np.frombuffer(joined, np.uint8).astype(port.dtype)},)
+    sequences = ({port.name: np.frombuffer(content, np.uint8).astype(port.dtype)},)
     return Data(sequences, digest(sequences), SOURCES)
 
 
