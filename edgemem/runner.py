@@ -22,6 +22,7 @@ from edgemem.inputs import Inputs
 from edgemem.tasks.bytes import costs
 from edgemem.tasks.kws import QUIET, Detector
 from edgemem.tasks.words import BLANK
+from edgemem.text import first_line
 from edgemem.tokenizer import TokenDecoder, text_of, tokenizer_of
 
 if TYPE_CHECKING:
@@ -131,17 +132,21 @@ def frames(stream: Stream, source: str, stdin: BinaryIO) -> Iterator[Array]:
 
 
 def array_file(path: Path) -> Array:
-    """A .npy file, never unpickled.
+    """A .npy file, never unpickled, and mapped: a header may claim more than there is.
 
     Raises:
         InputError: missing, malformed, or of Python objects.
     """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no file; an array was wanted that numpy.save has written")
     try:
-        array: Array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # NumPy parses the header as Python, and raises what that does
         raise InputError(
-            f"{path} is not a readable .npy array of numbers ({error}); save it with numpy.save"
+            f"{path} is not a readable .npy array of numbers ({first_line(error)}); save it with numpy.save"
         ) from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path} holds several arrays; save the one that is meant with numpy.save")
     return array
 
 

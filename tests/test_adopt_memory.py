@@ -193,3 +193,42 @@ def test_every_weight_that_is_altered_shows(model: Path, tmp_path: Path) -> None
     stages = {stage.name: stage for stage in report.stages}
     assert not report.ok and not stages["weights"].holds and not stages["ort"].holds
     assert names[-1] in str(stages["weights"].first)
+
+
+def looking_ahead(path: Path) -> Path:
+    """Windows around a row, twice, and a recurrent layer behind them: a model of whole sequences."""
+    rng = np.random.default_rng(5)
+    nodes = [
+        node("Conv", ["x", "k1"], ["a"], kernel_shape=[3], pads=[1, 1]),
+        node("Relu", ["a"], ["r"]),
+        node("Conv", ["r", "k2"], ["b"], kernel_shape=[5], pads=[2, 2]),
+        node("Transpose", ["b"], ["rows"], perm=[2, 0, 1]),
+        node("GRU", ["rows", "W", "R"], ["Y"], hidden_size=WIDTH),
+        node("Squeeze", ["Y", "one"], ["y"]),
+    ]
+    shapes = {"k1": (4, 3, 3), "k2": (4, 4, 5), "W": (1, 3 * WIDTH, 4), "R": (1, 3 * WIDTH, WIDTH)}
+    constants = {name: (rng.normal(size=shape) / 3).astype(np.float32) for name, shape in shapes.items()}
+    graph = helper.make_graph(
+        nodes, "foreign", [info("x", FLOAT, [1, 3, "time"])], [info("y", FLOAT, ["time", 1, WIDTH])],
+        [numpy_helper.from_array(np.asarray(a), n) for n, a in {**constants, "one": np.array([1])}.items()],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_rows_behind_the_end_are_not_seen(tmp_path: Path) -> None:
+    """The last step of a sequence is filled up, and more follow for what the windows see ahead: with NaN, it does not
+    matter; the rows that are the sequence's own are the same to the bit, and all there."""
+    request = Request(streaming=True, chunk=4)
+    contract = adopt(looking_ahead(tmp_path / "f.onnx"), tmp_path / "m.onnx", request, steps=8).contract
+    assert contract.latency.look_ahead == 3
+    program, x = edgemem.load(tmp_path / "m.onnx"), np.random.default_rng(6).normal(size=(1, 10, 3)).astype(np.float32)
+    found = []
+    for fill in (0.0, np.nan):
+        padded = np.concatenate([x, np.full((1, 6, 3), fill, np.float32)], axis=1)
+        state, rows = program.new_state(), []
+        for at, valid in zip(range(0, 16, 4), (4, 4, 2, 0), strict=True):
+            given = {"x": padded[:, at : at + 4], "valid": np.array([valid])}
+            rows.append(np.array(program.step(given, state)["y"]))
+        found.append(np.concatenate(rows, axis=1)[:, 3 : 3 + 10])
+    assert np.isfinite(found[0]).all() and found[0].tobytes() == found[1].tobytes()

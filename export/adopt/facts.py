@@ -6,7 +6,6 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -20,9 +19,9 @@ from edgemem.export.adopt.draft import Draft
 from edgemem.export.adopt.flow import Carried
 from edgemem.export.adopt.request import OPTIONS, Request
 from edgemem.foreign import KEY, STATE, TAIL, Adoption, Named, tail_axis, to_contract
+from edgemem.runner import array_file
 from edgemem.samplerows import SampleRows
 from edgemem.state import StateRole
-from edgemem.text import first_line
 from edgemem.weights import START, tensor_digest
 
 
@@ -40,7 +39,7 @@ def start_values(draft: Draft, adoption: Adoption) -> dict[str, Array]:
         if name not in pairs:
             raise UsageError(f"--init {name}: there is no such state; there are {', '.join(pairs) or 'none'}")
         value, pair = inputs[name], pairs[name]
-        array = loaded(path)
+        array = np.array(array_file(path))
         assert value.dtype is not None
         if array.shape != sizes(value) or array.dtype != value.dtype.numpy():
             raise InputError(
@@ -59,19 +58,6 @@ def start_values(draft: Draft, adoption: Adoption) -> dict[str, Array]:
             raise InputError(f"--init {name}: every stream starts alike, but {path} differs along the batch; give one")
         found[pair.name] = whole[0]
     return found
-
-
-def loaded(path: Path) -> Array:
-    """A .npy file, never unpickled, and mapped: a header may claim more than there is."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False) if path.is_file() else None
-    except Exception as error:  # NumPy parses the header as Python, and raises what that does
-        raise InputError(
-            f"{path} is not a readable .npy array of numbers ({first_line(error)}); save it with numpy.save"
-        ) from error
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{path} is no .npy array of numbers; save one with numpy.save")
-    return np.array(array)
 
 
 def port_facts(draft: Draft, adoption: Adoption, frames: int) -> tuple[list[InputFacts], list[OutputFacts]]:
