@@ -106,6 +106,7 @@ SPOILED: list[tuple[Callable[[Path], None], type[EdgememError], str]] = [
     (header('"12"'), CheckpointError, "the shape 12"),
     (header("[1]"), CheckpointError, "lacks rwkv"),
     (damaged, CheckpointError, r"rwkv.blocks.1.attention.key.weight holds NaN"),
+    (config(num_labels=10**9), ConfigError, "num_labels is 1000000000, 4096 are the limit"),
     (config(num_hidden_layers=10**9), ConfigError, "num_hidden_layers is 1000000000, 4096 are the limit"),
     (text("model.safetensors", "junk"), CheckpointError, "model.safetensors is no whole safetensors file"),
     (config(num_hidden_layers=3), CheckpointError, r"lacks rwkv.blocks.2"),
@@ -177,6 +178,12 @@ def test_configurations_alone_that_no_memory_holds(fields: dict[str, Any], messa
     (tmp_path / "config.json").write_text(json.dumps(fields))
     with pytest.raises(ConfigError, match=message):
         loading.load(tmp_path / "config.json")
+
+
+def test_fields_that_only_a_stream_reads_are_checked_too(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**hf.fields("recurrent_gemma"), "attention_window_size": [1]}))
+    with pytest.raises(ConfigError, match="recurrent_gemma cannot stream by this configuration: '>' not supported"):
+        export_hf(tmp_path / "config.json", tmp_path / "h.onnx")
 
 
 def test_weights_are_those_of_from_pretrained_in_one_file_or_several(folder: Path) -> None:

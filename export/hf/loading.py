@@ -33,7 +33,7 @@ from edgemem.text import first_line
 
 # How a model is run is decided here, and code that a configuration points to is never looked at.
 IGNORED = frozenset({"auto_map", "attn_implementation", "_attn_implementation", "dtype", "torch_dtype", "device_map"})
-COUNTS = r"(num|n)_(\w+_)?(layers?|blocks?|heads?|experts?)"  # what models are made of, one by one
+COUNTS = r"(\w+_)?(num|n)_(\w+_)?(layers?|blocks?|heads?|experts?|labels)"  # what models are made of, one by one
 MOST_PARTS = 4096
 MOST_RANDOM = 1 << 31  # parameters that are made up, where there are no weights
 MOST_TABLES = 1 << 31  # bytes of what a model computes of its configuration alone
@@ -91,12 +91,12 @@ def configuration(fields: Mapping[str, Any], origin: str) -> Any:
         )
     kind = transformers.CONFIG_MAPPING[model_type]
     kept = {key: finite(value, back=True) for key, value in fields.items() if not ignored(kind, key)}
+    check_counts(kept, origin)
     try:
         config = kind.from_dict(kept)
     except Exception as error:  # every architecture checks its fields in its own way
         raise ConfigError(f"{origin} is no configuration of {model_type}: {first_line(error)}") from error
     config._attn_implementation = "eager"
-    check_counts(config, origin)
     return config
 
 
@@ -106,13 +106,13 @@ def ignored(kind: type, key: str) -> bool:
     return key in IGNORED or (own is not None and not isinstance(own, property) and key != "model_type")
 
 
-def check_counts(config: Any, origin: str) -> None:
+def check_counts(fields: Mapping[str, Any], origin: str) -> None:
     """Refuse numbers of layers, heads and the like that no model has, before one is made part by part.
 
     Raises:
         ConfigError: the first of them.
     """
-    for key, value in vars(config).items():
+    for key, value in fields.items():
         if re.fullmatch(COUNTS, key) and isinstance(value, int | float) and not value <= MOST_PARTS:
             raise ConfigError(
                 f"{origin}: {key} is {value}, {MOST_PARTS} are the limit; take the model's own config.json"

@@ -31,6 +31,7 @@ FILES = (
     "recurrent_gemma",
 )  # each declares one or more architectures
 EXPORTER = "edgemem"
+UNFIT = (ArithmeticError, AttributeError, KeyError, IndexError, TypeError, ValueError)
 Stream = TypeVar("Stream", bound=CausalStream)
 register = TasksManager.create_register(EXPORTER, overwrite_existing=True)
 known: dict[str, type[CausalStream]] = {}
@@ -60,8 +61,15 @@ class StreamingConfig(OnnxConfig):  # type: ignore[misc]
         return {"logits": {}, **{f"{state.name}_out": {} for state in states}}
 
     def stream(self, model: Any, settings: Any = None, encoding: str | None = None) -> CausalStream:
-        """`model` as a streaming module."""
-        return self.STREAM(model, settings or self.settings(), encoding)
+        """`model` as a streaming module.
+
+        Raises:
+            ConfigError: its configuration, or a setting, cannot stream.
+        """
+        try:
+            return self.STREAM(model, settings or self.settings(), encoding)
+        except UNFIT as error:  # fields that transformers does not look at, of other types than they should have
+            raise ConfigError(f"{self._config.model_type} cannot stream by this configuration: {error}") from error
 
 
 def streams(*model_types: str) -> Callable[[type[Stream]], type[Stream]]:
