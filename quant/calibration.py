@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from edgemem.program import Array
 from edgemem.quant import graph
 from edgemem.runner import AUDIO
 from edgemem.tasks import Tick, quiet
+from edgemem.text import first_line, human_bytes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -43,6 +45,7 @@ ROWS_PER_STEP = 8  # that second moments take
 PENDING = 256  # steps whose rows are multiplied at once
 SOURCES = "sources"  # the text of modules of edgemem, as they once were: another text would give other files
 SOURCES_FILE = "sources_calibration.txt"
+MOST_BYTES = 4 << 30  # of arrays that are unpacked
 SPEECH = "speech_calibration.npz"
 WORDS, WORDS_FEATURES = "words_calibration.npz", 240
 SPOTTERS = ("kws-lmuformer", "kws-tiny", "kws-spiking-lmuformer", "kws-gru", "kws-transformer")
@@ -253,11 +256,7 @@ def arrays(path: Path, ports: Sequence[InputFacts], contract: Contract) -> Itera
     Raises:
         InputError: the file cannot be read, or lacks an input of the model.
     """
-    try:
-        loaded = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"calibration data {path} is not a readable .npy or .npz file ({error})") from error
-    named = {ports[0].name: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    named = opened(path, ports[0].name)
     if "clips" in named and ports[0].frontend is not None:
         scale = 1 / 32768 if named["clips"].dtype.kind == "i" else 1.0
         for clip in np.atleast_2d(named["clips"]):
@@ -275,6 +274,26 @@ def arrays(path: Path, ports: Sequence[InputFacts], contract: Contract) -> Itera
     stacks = {port.name: as_stack(named[port.name], port, path) for port in ports}
     for index in range(min(len(stack) for stack in stacks.values())):
         yield {name: stack[index] for name, stack in stacks.items()}
+
+
+def opened(path: Path, name: str) -> dict[str, Array]:
+    """The arrays of a .npz file, or that of a .npy file by `name`; no more is read than the file has.
+
+    Raises:
+        InputError: the file cannot be read, or unpacks to more than `MOST_BYTES`.
+    """
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {name: loaded}
+        with loaded:
+            size = sum(member.file_size for member in loaded.zip.infolist())
+            if size > MOST_BYTES:
+                raise InputError(f"calibration data {path} unpacks to {human_bytes(size)}; give less than 4 GiB")
+            return dict(loaded)
+    except (OSError, ValueError, EOFError, MemoryError, BadZipFile) as error:
+        reason = first_line(error) or type(error).__name__
+        raise InputError(f"calibration data {path} is not a readable .npy or .npz file ({reason})") from error
 
 
 def as_stack(array: Array, port: InputFacts, path: Path) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,13 @@ from edgemem.quant.ranges import CALIBRATORS
 from tests.quantizing import output_error
 
 
+def huge_header() -> bytes:
+    """A file of nothing that says to be terabytes."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 3)})
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -34,6 +43,9 @@ from tests.quantizing import output_error
         ("other.npz", {"y": np.zeros((9, 3), np.float32)}, r"an array 'x' was wanted, \['y'\] came"),
         ("text.txt", b"hello", "takes float32.* per frame, not text"),
         ("broken.npy", b"hello", "is not a readable .npy"),
+        ("broken.npz", b"PK\x03\x04 and no more", "is not a readable .npy"),
+        ("huge.npy", huge_header(), "is not a readable .npy"),
+        ("huge.npz", {"x.npy": huge_header()}, "is not a readable .npy"),
         ("folder", "folder", "WAV, FLAC or OGG files were wanted, the folder has none"),
     ],
 )
@@ -41,6 +53,9 @@ def test_bad_data_is_refused(models: Path, tmp_path: Path, name: str, content: A
     path = tmp_path / name
     if isinstance(content, np.ndarray):
         np.save(path, content)
+    elif isinstance(content, dict) and "x.npy" in content:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x.npy", content["x.npy"])
     elif isinstance(content, dict):
         np.savez(path, **content)
     elif isinstance(content, bytes):
@@ -49,6 +64,15 @@ def test_bad_data_is_refused(models: Path, tmp_path: Path, name: str, content: A
         path.mkdir()
     with pytest.raises(InputError, match=message):
         read(path, open_model(models / "lmu.onnx").contract)
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "MOST_BYTES", 1 << 12)
+    np.savez_compressed(tmp_path / "x.npz", x=np.zeros((1000, 3), np.float32))
+    with pytest.raises(InputError, match=r"unpacks to 11\.\d KiB"):
+        read(tmp_path / "x.npz", open_model(models / "lmu.onnx").contract)
 
 
 def test_tokens_out_of_range_are_refused(models: Path, tmp_path: Path) -> None:
