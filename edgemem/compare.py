@@ -4,6 +4,7 @@ tolerance  = max(FLOOR, relative * max |reference|)   of one tensor over the who
              where rounding alone takes the reference further from exact values (`edgemem.rounding`), MARGIN times as
              far, at most MOST * max |reference|
 holds      if max |value - reference| <= tolerance for every tensor; the worst tensor speaks for the run
+           and if the reference gave numbers: two that are NaN at the same place agree on nothing
 drift      slope of the error over the steps, by least squares, per 1000 steps
 """
 
@@ -74,6 +75,7 @@ class Comparison:
     def __init__(self, relative: float = RELATIVE) -> None:
         self.relative = relative
         self.tensors: dict[str, Tensor] = {}
+        self.undefined: str | None = None  # what the reference gave first that is no number, and at which step
 
     def add(self, step: int, name: str, reference: Array, value: Array) -> None:
         """Compare one tensor of one step; NaN on both sides at the same place is equal."""
@@ -95,6 +97,15 @@ class Comparison:
         tensor.steps.append(step)
         tensor.errors.append(error)
 
+    def expect_numbers(self, step: int, name: str, reference: Array) -> None:
+        """Note NaN or +infinity of the reference. -infinity may be, as a mask: it is the exponent of 0."""
+        if self.undefined is not None or reference.dtype.kind != "f":
+            return
+        for kind, found in (("NaN", np.isnan(reference)), ("infinity", np.isposinf(reference))):
+            if bool(found.any()):
+                self.undefined = f"{kind} in {name} at step {step}"
+                return
+
     def allow_rounding(self, errors: Mapping[str, float]) -> None:
         """Take what rounding does to each tensor of the reference, absolute, into the tolerances."""
         for name, error in errors.items():
@@ -108,7 +119,8 @@ class Comparison:
 
     @property
     def holds(self) -> bool:
-        return self.worst[1].excess <= 1.0
+        """Whether every tensor is close enough, and the reference gave numbers to be close to."""
+        return self.undefined is None and self.worst[1].excess <= 1.0
 
     @property
     def max_abs_error(self) -> float:

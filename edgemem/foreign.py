@@ -323,6 +323,7 @@ def over_whole_sequence(
         came, missing = np.concatenate(parts)[None], reference.adoption.short.get(port.name, 0)
         for row in range(min(wanted[port.name].shape[1], frames - missing)):
             found.add(row, port.name, wanted[port.name][:, row], came[:, row + missing])
+            found.expect_numbers(row, port.name, wanted[port.name][:, row])
     for _ in range(ticks, steps):
         tick()
     return found

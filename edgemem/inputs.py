@@ -70,7 +70,7 @@ class Inputs:
                 batch = "" if self.batch == 1 else f"batch {self.batch}, "
                 raise InputError(
                     f"input {port.name}: [{batch}time{features}] was wanted, {list(block.shape)} came; bring it "
-                    "to that shape"
+                    f"to that shape{regrouped(port.shape[2:], block.shape)}"
                 )
             blocks[port.name] = self._checked_values(port, block)
         times = {name: block.shape[1] for name, block in blocks.items()}
@@ -156,6 +156,14 @@ def at_frame(port: InputFacts, odd: Array) -> str:
         return ""
     by_time = np.moveaxis(odd, axis, 0).reshape(odd.shape[axis], -1).any(axis=1)
     return f" at frame {int(by_time.argmax())}"
+
+
+def regrouped(features: tuple[int, ...], came: tuple[int, ...]) -> str:
+    """What brings rows [.., time, *feature] to the shape of frames that take several of them, where they come so."""
+    rows = features[0] if features else 0
+    if rows < 2 or came[1:] != features[1:] or came[0] % rows:
+        return ""
+    return f", where {rows} rows are one frame: x.reshape({', '.join(map(str, (-1, *features)))})"
 
 
 def finite(array: Array) -> bool:

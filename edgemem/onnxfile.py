@@ -276,10 +276,14 @@ def data_file(path: Path, name: str | None, place: str, offset: int, length: int
         raise ModelFileError(
             f"{path}: initializer {name} lies in {place[:SHOWN]!r}, outside the model's folder; this is refused"
         )
+    if size < 0:
+        raise ModelFileError(
+            f"{path}: initializer {name} lies in {place[:SHOWN]!r}, which is missing; copy the model with its data file"
+        )
     if offset < 0 or length < 0 or offset + length > size:
         raise ModelFileError(
-            f"{path}: initializer {name} wants {length} bytes at {offset} of {place[:SHOWN]!r}, which is missing or "
-            "too short; copy the model with its data file"
+            f"{path}: initializer {name} wants {length:,} bytes at {offset:,} of {place[:SHOWN]!r}, which is too "
+            f"short ({size:,} bytes); copy the model with its data file again"
         )
     return target
 

@@ -29,7 +29,7 @@ import numpy as np
 from edgemem import contract as contracts
 from edgemem import onnxfile
 from edgemem.coarse import claimed, rms_allowed, worst_output
-from edgemem.compare import RELATIVE, Comparison
+from edgemem.compare import HUGE, RELATIVE, Comparison
 from edgemem.errors import ConfigError, ContractError, MissingDependency, UsageError
 from edgemem.foreign import ForeignProgram, foreign_program, over_whole_sequence
 from edgemem.modelfile import ModelFile, open_model
@@ -368,6 +368,9 @@ def reset_errors(program: Program) -> Iterator[tuple[int, str, float]]:
 
 def stage(name: str, reference: str, steps: int, found: Comparison) -> Stage:
     """One line of the report, from what a comparison found."""
+    if found.undefined is not None:
+        reason = f"{reference} itself gives {found.undefined}, from finite inputs: there is nothing to be equal to"
+        return Stage(name, reference, steps, HUGE, HUGE, 0.0, 0.0, first=found.undefined, refused=reason)
     return Stage(
         name,
         reference,

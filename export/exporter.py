@@ -96,6 +96,10 @@ def to_onnx(
     """
     path = Path(path)
     check_output(path)
+    if not isinstance(module, nn.Module):
+        raise ExportError(
+            f"a torch module was wanted, {type(module).__name__} came; give an nn.Module with step and state"
+        )
     if chunk < 1 or batch < 1:
         raise ExportError(f"chunk and batch must be at least 1, got chunk={chunk} and batch={batch}")
     if streaming.floating_dtype(module) != torch.float32:
@@ -187,7 +191,15 @@ def input_ports(module: nn.Module, example: Frames | None) -> tuple[Port, ...]:
     if example is None:
         raise ExportError(f"{type(module).__name__} declares no inputs; give an example [batch, time, *features]")
     ports = []
-    for name, tensor in (example if isinstance(example, dict) else {"x": example}).items():
+    given = example if isinstance(example, dict) else {"x": example}
+    if not given:
+        raise ExportError("example has no tensors; give one by the name of each input, [batch, time, *features]")
+    for name, tensor in given.items():
+        if not isinstance(tensor, Tensor):
+            raise ExportError(
+                f"example {name}: a torch tensor [batch, time, *features] was wanted, {type(tensor).__name__} came; "
+                "for example torch.zeros(1, 1, 16), or a dict of tensors by name for several inputs"
+            )
         if tensor.dim() < 2:
             raise ExportError(
                 f"example {name}: [batch, time, *features] was wanted, {list(tensor.shape)} came; add the missing axes"
@@ -210,13 +222,7 @@ def output_ports(module: nn.Module, x: Frames, valid: Tensor | None) -> tuple[Po
     declared: tuple[Port, ...] = tuple(getattr(module, "outputs", ()))
     if declared:
         return declared
-    try:
-        with torch.no_grad():
-            y, _ = streaming.chunk(module, x, streaming.start_state(module, streaming.extent(x)[0]), valid)
-    except Exception as error:  # whatever the user's step raises
-        raise ExportError(
-            f"{type(module).__name__}.step fails on {preflight.shapes(x)}: {graph.first_cause(error)}"
-        ) from error
+    y, _ = preflight.first_chunk(module, x, streaming.start_state(module, streaming.extent(x)[0]), valid)
     rows = y if isinstance(y, dict) else {"y": y}
     return tuple(
         Port(name, tuple(u.shape[2:]), str(u.dtype).removeprefix("torch."), "values") for name, u in rows.items()
@@ -351,11 +357,17 @@ def certified(module: nn.Module, model: ir.Model, contract: Contract, path: Path
     """Write the file, compare it with the module in onnxruntime, and write it again with the certificate.
 
     Raises:
-        ExportError: the file differs from the module; the first diverging tensor is named.
+        ExportError: the file differs from the module, or the module gives no numbers; the tensor is named.
     """
     save(model, contract, path, limit)
     onnx.checker.check_model(str(path), full_check=True)
     found = trial(TorchProgram(module, contract), load(path), steps)
+    if found.undefined is not None:
+        raise ExportError(
+            f"{type(module).__name__} itself gives {found.undefined}, from finite inputs of about 1 and its own start "
+            "states; keep logarithms, roots and quotients away from where they have no value (clamp, an epsilon), and "
+            "recurrences from growing without end"
+        )
     if not found.holds:
         rounding = found.worst[1].rounding
         own = f" (rounding moves torch itself by {rounding:.2e})" if rounding else ""

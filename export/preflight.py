@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr
+from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
@@ -18,6 +19,7 @@ from edgemem.errors import ExportError
 from edgemem.export.graph import Flat, Signature, first_cause, module_path, quiet
 from edgemem.module import Frames, State, each, extent
 from edgemem.state import StateTensor
+from edgemem.text import counted
 
 # Prefixes of torch operators that a static graph of real numbers cannot hold, and what to write instead.
 REMEDIES = {
@@ -45,7 +47,7 @@ def check_declared(module: nn.Module, states: Mapping[str, StateTensor]) -> None
     """See whether a module has what every streaming module has.
 
     Raises:
-        ExportError: it has no step, or declares no state.
+        ExportError: it has no step, declares no state, or one that starts from no number.
     """
     if not hasattr(module, "step") and not hasattr(module, "chunk"):
         raise ExportError(
@@ -56,6 +58,14 @@ def check_declared(module: nn.Module, states: Mapping[str, StateTensor]) -> None
             f"{type(module).__name__} declares no state{attribute_hint(module)}; give it "
             "state = (StateTensor(name, shape), ...) and take and return the values in step"
         )
+    for name, state in states.items():
+        start = streaming.start_value(module, name, state)
+        if not bool(torch.isfinite(start).all()):
+            odd = start[~torch.isfinite(start)][0].item()
+            raise ExportError(
+                f"state {name} starts from {odd}, and a start value is finite; take a number that is beyond all "
+                "others, for example -1e30 in the place of -infinity"
+            )
 
 
 def check_module(module: nn.Module, signature: Signature, x: Frames, valid: Tensor | None) -> None:
@@ -67,14 +77,89 @@ def check_module(module: nn.Module, signature: Signature, x: Frames, valid: Tens
     """
     state = streaming.start_state(module, extent(x)[0])
     before = contents(module)
-    try:
-        with torch.no_grad():
-            y, after = streaming.chunk(module, x, state, valid)
-    except (RuntimeError, TypeError, KeyError, ValueError, IndexError, AttributeError) as error:
-        raise ExportError(f"{type(module).__name__} fails on one chunk {shapes(x)}: {first_cause(error)}") from error
+    y, after = first_chunk(module, x, state, valid)
     check_attributes(module, before)
     check_states(signature, state, after)
     check_outputs(signature, y, x)
+
+
+def first_chunk(module: nn.Module, x: Frames, state: State, valid: Tensor | None) -> tuple[Any, State]:
+    """Outputs and states after one chunk, by the user's own code.
+
+    Raises:
+        ExportError: it fails, returns something else, or writes into what it was given.
+    """
+    given = {f"state {key}": u for key, u in state.items()}
+    given |= {f"input {key}": u for key, u in (x if isinstance(x, dict) else {"x": x}).items()}
+    before = {key: contents_of(u) for key, u in given.items()}
+    found = called(module, x, state, valid)
+    written = next((key for key, u in given.items() if contents_of(u) != before[key]), None)
+    if written is not None:
+        raise ExportError(
+            f"{written} is modified in place by {type(module).__name__} (by mul_, add_, copy_ or an assignment to a "
+            "part of it); do not modify states or inputs: compute a new tensor and return that"
+        )
+    return found
+
+
+def contents_of(u: Tensor) -> tuple[int, bytes]:
+    """What changes when something is written into a tensor, be it what was there before."""
+    return u._version, u.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def called(module: nn.Module, x: Frames, state: State, valid: Tensor | None) -> tuple[Any, State]:
+    """One chunk; the first step by itself before, where the module has no chunk form of its own.
+
+    Raises:
+        ExportError: the user's code fails, or returns something else than outputs and states.
+    """
+    form = getattr(module, "chunk", None)
+    name = f"{type(module).__name__}.{'step' if form is None else 'chunk'}"
+    try:
+        with torch.no_grad():
+            if form is not None:
+                return returned(name, form(x, state, valid))
+            length = streaming.segment_length(module)
+            one = (streaming.frame(x, 0), {**state}) if length == 1 else (streaming.span(x, 0, length), {**state}, None)
+            returned(name, module.step(*one))  # type: ignore[operator]
+            return streaming.chunk(module, x, {**state}, valid)
+    except KeyError as error:
+        wanted = next(iter(error.args), None)
+        if not isinstance(wanted, str) or wanted in state or (isinstance(x, dict) and wanted in x):
+            raise failure(name, x, error) from error
+        raise ExportError(
+            f"{name} reads {wanted!r}, which is no state of it; declared are {', '.join(state)}: correct the name, or "
+            f"declare StateTensor({wanted!r}, shape) too"
+        ) from error
+    except ExportError:
+        raise
+    except Exception as error:  # whatever the user's step raises
+        raise failure(name, x, error) from error
+
+
+def failure(name: str, x: Frames, error: Exception) -> ExportError:
+    """An error of the user's own code, with the line that raised it."""
+    line = list(walk_tb(error.__traceback__))[-1]
+    place = f"{Path(line[0].f_code.co_filename).name}:{line[1]}"
+    return ExportError(
+        f"{name} fails on {shapes(x)} ({type(error).__name__} at {place}): {first_cause(error)}; run it on the example "
+        "and its start state first"
+    )
+
+
+def returned(name: str, found: Any) -> tuple[Any, State]:
+    """What a step gave: outputs, and states by name.
+
+    Raises:
+        ExportError: something else.
+    """
+    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], dict):
+        parts = ", ".join(type(part).__name__ for part in found) if isinstance(found, tuple) else ""
+        raise ExportError(
+            f"{name} returns {f'({parts})' if isinstance(found, tuple) else type(found).__name__}; the output and the "
+            'new states by name were wanted: `return y, {"NAME": value}`'
+        )
+    return found
 
 
 def attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -189,8 +274,9 @@ def check_causality(module: nn.Module, signature: Signature, x: Frames) -> None:
         error = float((a[:, :changed_from] - b[:, :changed_from]).abs().max())
         if error > CAUSAL_TOLERANCE * scale:
             raise ExportError(
-                f"output {port.name} of a frame changes by {error:.1e} with the input {time - changed_from} frames "
-                "after it; a stream has not seen that yet: mask it, or declare look_ahead"
+                f"output {port.name} of a frame changes by {error:.1e} with the input "
+                f"{counted(time - changed_from, 'frame')} after it; a stream has not seen that yet: mask it, or "
+                "declare look_ahead"
             )
 
 
@@ -215,24 +301,38 @@ def traced(flat: Flat, arguments: tuple[Tensor, ...]) -> torch.export.ExportedPr
         with quiet(), redirect_stderr(io.StringIO()), torch.no_grad():  # torch dumps the half-traced graph there
             program = torch.export.export(flat, arguments, strict=False)
     except Exception as error:  # torch.export has many private error classes
-        raise ExportError(
-            f"{innermost(error, flat.module)} depends on its data in a way that a static graph cannot: "
-            f"{first_cause(error)}; replace `if` and `.item()` on tensors by torch.where, and keep shapes fixed"
-        ) from error
+        raise ExportError(f"{innermost(error, flat.module)} {untraceable(first_cause(error))}") from error
     for node in program.graph.nodes:
         if node.op == "call_function":
             check_operator(node)
     return program
 
 
+def untraceable(cause: str) -> str:
+    """What torch.export could not follow, and what to write instead, in the words of who wrote the step."""
+    if ".numpy()" in cause:
+        return "leaves torch by .numpy(), which a graph cannot hold; compute the same with operators of torch"
+    told = "" if "data-dependent" in cause else f" ({cause})"  # that one is of torch's own symbols
+    return (
+        f"depends on its data in a way that a static graph cannot{told}: an `if`, a number or a shape is made of the "
+        "values of a tensor; replace `if` and `.item()` on tensors by torch.where, and keep shapes fixed"
+    )
+
+
 def innermost(error: BaseException, module: nn.Module) -> str:
-    """The dotted name of the part of a module in whose code an error was raised; its class if that is the whole."""
+    """The dotted name of the part of a module in whose code an error was raised, and where in it.
+
+    Its class, if that is the whole.
+    """
     while error.__cause__ is not None:
         error = error.__cause__
     paths = {id(part): path for path, part in module.named_modules()}
-    selves = [frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__)]
-    found = [paths[id(part)] for part in selves if id(part) in paths]
-    return (found[-1] if found else "") or type(module).__name__
+    frames = [(frame.f_locals.get("self"), frame, line) for frame, line in walk_tb(error.__traceback__)]
+    found = [(paths[id(part)], frame, line) for part, frame, line in frames if id(part) in paths]
+    if not found:
+        return type(module).__name__
+    path, frame, line = found[-1]
+    return f"{path or type(module).__name__} ({Path(frame.f_code.co_filename).name}:{line})"
 
 
 def check_operator(node: torch.fx.Node) -> None:

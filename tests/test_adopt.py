@@ -207,6 +207,11 @@ def test_rows_that_were_are_no_steps(symbol: str, tmp_path: Path) -> None:
     asked(path, rf"axis 2 \({symbol}\)\?.*\(of a cache, the rows that it keeps: --set {symbol}=64\)")
 
 
+def test_a_start_that_is_not_there(tmp_path: Path) -> None:
+    request = Request(inits={"mean": tmp_path / "none.npy"})
+    refused(average(tmp_path / "f.onnx"), InputError, r"--init mean=.*none.npy: there is no such file; save", request)
+
+
 def test_the_example_for_ambiguous_states_answers(tmp_path: Path) -> None:
     path = two(tmp_path / "f.onnx", ("p", "q", "r", "t"))
     with pytest.raises(UsageError, match="for example --state") as caught:
@@ -214,6 +219,58 @@ def test_the_example_for_ambiguous_states_answers(tmp_path: Path) -> None:
     example = str(caught.value).split("for example ")[1].split(";")[0]
     result = CliRunner().invoke(cli, ["adopt", str(path), "-o", str(tmp_path / "m.onnx"), *example.split()])
     assert result.exit_code == 0, result.exception
+
+
+def test_an_example_pairs_states_and_leaves_data_alone(tmp_path: Path) -> None:
+    """x could be p's rival by its shape, but is not called like a state; q has a plain partner."""
+    nodes = [
+        helper.make_node("Add", ["p_in", "x"], ["sum"]), helper.make_node("Tanh", ["sum"], ["state_1"]),
+        helper.make_node("Tanh", ["q_in"], ["state_2"]), helper.make_node("Neg", ["sum"], ["y"]),
+    ]  # fmt: skip
+    inputs, outputs = {"x": [1, 8], "p_in": [1, 8], "q_in": [1, 8]}, {"y": [1, 8], "state_1": [1, 8], "state_2": [1, 8]}
+    path = written(tmp_path / "f.onnx", nodes, inputs, outputs)
+    asked(path, "for example --state x= --state p_in=state_1 --state q_in=state_2; IN=OUT")
+
+
+def test_an_example_gives_every_state_an_output(tmp_path: Path) -> None:
+    """u depends on both states, v on q alone: p can only be u."""
+    nodes = [
+        helper.make_node("Add", ["p", "q"], ["u"]), helper.make_node("Tanh", ["q"], ["v"]),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]  # fmt: skip
+    inputs, outputs = {"x": [1, 3], "p": [1, 4], "q": [1, 4]}, {"u": [1, 4], "v": [1, 4], "y": [1, 2]}
+    path = written(tmp_path / "f.onnx", nodes, inputs, outputs, {"w": np.ones((3, 2), np.float32)})
+    asked(path, "for example --state p=u --state q=v; IN=OUT")
+
+
+def test_no_example_where_none_would_do(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Add", ["p", "q"], ["u"]), helper.make_node("MatMul", ["x", "w"], ["y"])]
+    inputs, outputs = {"x": [1, 3], "p": [1, 4], "q": [1, 4]}, {"u": [1, 4], "y": [1, 2]}
+    path = written(tmp_path / "f.onnx", nodes, inputs, outputs, {"w": np.ones((3, 2), np.float32)})
+    asked(path, "say --state of each; IN=OUT")
+
+
+def test_a_range_that_nothing_heeds(tmp_path: Path) -> None:
+    path = average(tmp_path / "f.onnx")
+    asked(path, r"--range x=-1,1: input x is of floats, .* a range is of", Request(ranges={"x": (-1.0, 1.0)}))
+    asked(path, r"--range meen=0,1: there is no input or state meen .*'mean'", Request(ranges={"meen": (0.0, 1.0)}))
+    found = adopt(path, tmp_path / "m.onnx", Request(ranges={"mean": (0.0, 2.0)}), steps=8)
+    assert found.contract.states[0].range == (0.0, 2.0)
+
+
+def test_a_layout_against_the_names_of_axes_is_said(tmp_path: Path) -> None:
+    path = average(tmp_path / "f.onnx", shape=["seq", 8])
+    result = CliRunner().invoke(cli, ["adopt", str(path), "-o", str(tmp_path / "m.onnx"), "--layout", "x=BF"])
+    assert "warning: --layout x=BF: axis 0 is B, and it is called seq" in result.stderr
+
+
+def test_a_foreign_file_that_gives_no_numbers(tmp_path: Path) -> None:
+    """log of a number with a sign, on both sides: equal, and worth nothing."""
+    nodes = [helper.make_node("Add", ["s", "x"], ["s_out"]), helper.make_node("Log", ["s_out"], ["y"])]
+    path = written(tmp_path / "f.onnx", nodes, {"x": [1, 4], "s": [1, 4]}, {"y": [1, 4], "s_out": [1, 4]})
+    refused(
+        path, ExportError, r"f\.onnx itself gives NaN in y at step 0, from finite inputs and the start of its states"
+    )
 
 
 def test_a_start_that_is_no_number(tmp_path: Path) -> None:
@@ -477,7 +534,7 @@ def test_layouts_and_frames_that_do_not_fit(tmp_path: Path) -> None:
     refused(path, UsageError, "--layout x=BX: a letter for each axis was wanted", Request(layouts={"x": "BX"}))
     refused(path, UsageError, "--layout z=BF: no input or output z", Request(layouts={"z": "BF"}))
     refused(path, UsageError, r"--layout x=BTF: 2 letters were wanted, for \[1, 8\]", Request(layouts={"x": "BTF"}))
-    refused(path, UsageError, "y has 1 frames in 1 streams where x has 8", Request(layouts={"x": "BT", "y": "BF"}))
+    refused(path, UsageError, "y has 1 frame in 1 stream where x has 8", Request(layouts={"x": "BT", "y": "BF"}))
     refused(path, UsageError, "--drop z: there is no such output", Request(drops=("z",)))
 
 

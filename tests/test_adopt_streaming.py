@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 import edgemem
-from edgemem.errors import ExportError, UsageError
+from edgemem.errors import ExportError, InputError, UsageError
 from edgemem.export.adopt import Adopted, Request, adopt
 from edgemem.export.adopt.flow import Flow, Window
 from edgemem.foreign import ForeignProgram, over_whole_sequence
@@ -117,6 +117,20 @@ def test_strided_windows_take_several_rows_as_one_frame(tmp_path: Path) -> None:
     assert contract.inputs[0].shape == (1, 2, 8) and contract.seconds_per_frame == 8 / 8000
     assert contract.latency.look_ahead == 0 and contract.latency.warm_up == 2  # windows reach 18 samples back
     assert edgemem.load(path.with_suffix(".step.onnx")).stream().sample_rate == 8000
+
+
+def test_what_a_frame_of_several_rows_is_stands_in_the_table(tmp_path: Path) -> None:
+    path = exported(nn.Conv1d(4, 3, 3, stride=2, padding=1), (1, 4, 20), 2, tmp_path / "f.onnx")
+    found = streaming(path)
+    said = {d.what: (d.value, d.reason) for d in found.decisions}
+    assert found.contract.inputs[0].shape == (1, 1, 2, 4)
+    assert said["step"][0] == "1 frame of 2 rows"
+    assert said["input x"][0] == "axes BFT [1, 4, 2]"
+    assert said["output y"] == ("axes BFT [1, 3, 1]", "time, followed through the graph")
+    stream = edgemem.load(path.with_suffix(".step.onnx")).stream()
+    with pytest.raises(InputError, match=r"\[time, 2, 4\] was wanted.*2 rows are one frame: x.reshape\(-1, 2, 4\)"):
+        stream.push(np.zeros((40, 4), np.float32))
+    assert len(stream.push(np.zeros((40, 4), np.float32).reshape(-1, 2, 4)).values) > 0
 
 
 def test_recurrent_layers_become_states(tmp_path: Path) -> None:
@@ -224,9 +238,38 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], dict[str, np.ndarray], str]] = {
 @pytest.mark.parametrize("case", sorted(REFUSED))
 def test_what_cannot_stream_is_named(case: str, tmp_path: Path) -> None:
     nodes, constants, match = REFUSED[case]
-    with pytest.raises(ExportError, match=rf"the_\w+\) cannot stream: it {match}"):
+    with pytest.raises(ExportError, match=rf"the_\w+\) cannot stream: it {match}") as caught:
         streaming(one_node(tmp_path / "f.onnx", nodes, constants))
     assert [file.name for file in tmp_path.iterdir()] == ["f.onnx"]
+    whole = case in ("mean", "attention", "softmax")
+    assert ("no state would help" in str(caught.value)) == whole == ("with its state" not in str(caught.value))
+
+
+class Carried(nn.Module):
+    """Its states are inputs and outputs already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(4, 6)
+
+    def forward(self, x: torch.Tensor, h0: torch.Tensor, c0: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y, (hn, cn) = self.layer(x, (h0, c0))
+        return y, hn, cn
+
+
+def test_a_file_with_states_of_its_own_has_nothing_to_carry(tmp_path: Path) -> None:
+    path, start = tmp_path / "f.onnx", torch.zeros(1, 1, 6)
+    torch.onnx.export(Carried(), (torch.zeros(5, 1, 4), start, start), path, dynamo=False, opset_version=17,
+                      input_names=["x", "h0", "c0"], output_names=["y", "hn", "cn"],
+                      dynamic_axes={"x": {0: "time"}, "y": {0: "time"}})  # fmt: skip
+    with pytest.raises(UsageError, match=r"has states already \(c0, h0\), .*; leave --streaming out"):
+        streaming(path)
+
+
+def test_a_layer_along_another_axis_names_both(tmp_path: Path) -> None:
+    path = exported(Layers(), (20, 1, 4), 0, tmp_path / "f.onnx")
+    with pytest.raises(ExportError, match=r"it walks along axis 0 of .*, and time is axis 1; say which .*--layout"):
+        streaming(path, layouts={"x": "BTF"})
 
 
 def test_two_directions_and_models_without_time(tmp_path: Path) -> None:

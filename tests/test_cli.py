@@ -269,6 +269,29 @@ def test_a_failed_check_exits_1_and_prints_json(models: Path, tmp_path: Path) ->
     assert json.loads(out)["ok"] is False and name in err
 
 
+def test_an_option_says_what_it_takes() -> None:
+    for option, text, message in (
+        ("--init", "h", "--init needs IN=FILE, got 'h'"),
+        ("--range", "h0=1,-1", "--range h0=1,-1: 1 is above -1; give the lower one first: h0=-1,1"),
+    ):
+        assert message in run("adopt", "f.onnx", "-o", "m.onnx", option, text, code=2)[1]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_sigterm_leaves_nothing_half_written(tmp_path: Path) -> None:
+    """Stopped in the middle of an export, while its file lies in a hidden folder."""
+    command = [*EDGEMEM, "export", "lmu", "-o", str(tmp_path / "new" / "m.onnx")]
+    code = (
+        "import os, signal, sys\nfrom edgemem.export import exporter\n"
+        "exporter.trial = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"sys.argv = {['edgemem', *command[3:]]!r}\nfrom edgemem.__main__ import main\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=ENVIRONMENT, timeout=120, text=True)
+    assert done.returncode == 143, done.stderr
+    assert done.stderr.endswith("edgemem: stopped\n") and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_ctrl_c_stops_cleanly_with_130(models: Path, tmp_path: Path) -> None:
     state = tmp_path / "s.safetensors"

@@ -268,9 +268,72 @@ class LooksAhead(Cell):
         return y, {"hidden": y[:, -1]}
 
 
+class Writes(Cell):
+    """Keeps its state by writing into it."""
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        y, after = super().step(x, state)
+        state["hidden"].mul_(0.5)  # of zeros, at first: nothing to be seen
+        return y, {"hidden": state["hidden"] + after["hidden"]}
+
+
+class WritesItsInput(Cell):
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        x[:, 0] = 1.0
+        return super().step(x, state)
+
+
+class ReadsAnother(Cell):
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        return super().step(x, {"hidden": state["memory"]})
+
+
+class OneResult(Cell):
+    def step(self, x: Tensor, state: State) -> Tensor:  # type: ignore[override]
+        return super().step(x, state)[0]
+
+
+class Logarithm(Cell):
+    """Of a number with a sign: NaN from the first step on."""
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        y, state = super().step(x, state)
+        return torch.log(y), state
+
+
+class Grows(Cell):
+    """Twice as large every step: infinite after 128."""
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        hidden = 2.0 * state["hidden"] + self.mix(torch.cat([x, x, x[:, :1]], dim=-1)).abs()
+        return torch.tanh(hidden), {"hidden": hidden}
+
+
+class Masks(Cell):
+    """The score of a place that was never filled is -infinity, in an output and in a state."""
+
+    def __init__(self, start: float = -1e30) -> None:
+        super().__init__()
+        self.state = (*self.state, StateTensor("scores", (3,), start=start))
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        y, after = super().step(x, state)
+        scores = torch.cat([state["scores"][:, 1:], y[:, :1]], dim=-1)
+        scores = torch.where(scores < -1e29, -float("inf"), scores)
+        return torch.cat([torch.softmax(scores, dim=-1), scores], dim=-1), {**after, "scores": scores}
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
+        (Writes(), "state hidden is modified in place by Writes .*; do not modify states or inputs: compute a new"),
+        (WritesItsInput(), "input x is modified in place by WritesItsInput"),
+        (ReadsAnother(), r"ReadsAnother.step reads 'memory', which is no state of it; declared are hidden: correct"),
+        (OneResult(), r"OneResult.step returns Tensor; the output and the new states by name were wanted: `return y"),
+        (Masks(-float("inf")), "state scores starts from -inf, and a start value is finite; .* -1e30"),
+        (Logarithm(), "Logarithm itself gives NaN in y at step 0, from finite inputs.*keep logarithms, roots"),
+        (Grows(), r"Grows itself gives infinity in hidden_out at step 1\d\d, from finite inputs"),
+        (With(lambda x: torch.from_numpy(x.numpy())), r"blocks.0 \(test_export.py:\d+\) leaves torch by .numpy\(\)"),
         (KeepsItsState(), "last of KeepsItsState changed during a step"),
         (KeepsAList(), "past of KeepsAList changed during a step: state in an attribute is frozen"),
         (Counts(), "mix.steps of Counts changed during a step"),
@@ -278,14 +341,14 @@ class LooksAhead(Cell):
         (NoStep(), r"NoStep has no step\(x, state\)"),
         (LosesState(), "state hidden is declared but not returned"),
         (GrowsState(), r"state hidden: torch.float32\[1, 4\] goes in, torch.float32\[1, 8\] comes out"),
-        (Branches(), "Branches depends on its data.*torch.where"),
-        (With(lambda x: x if x.sum() > 0 else -x), "blocks.0 depends on its data.*torch.where"),
+        (Branches(), r"Branches \(test_export.py:\d+\) depends on its data.*torch.where"),
+        (With(lambda x: x if x.sum() > 0 else -x), r"blocks.0 \(test_export.py:\d+\) depends on its data.*torch.where"),
         (Fourier(), "spectrum: operator aten.fft_rfft.*time domain"),
         (Noisy(), "operator aten.rand.*as an input"),
         (With(torch.special.i0e), "blocks.0: operator prims.bessel_i0e.default has no form in standard ONNX; write"),
         (With(lambda x: x + x[x > 0].sum()), "blocks.0: operator aten.index.Tensor.*torch.where with a mask"),
         (With(lambda x: nn.functional.dropout(x, 0.5, True)), "blocks.0: operator aten.dropout.*evaluation mode"),
-        (LooksAhead(), "changes by .* frames after it"),
+        (LooksAhead(), "changes by .* 1 frame after it"),
         (Cell().double(), "must be float32 to be exported"),
     ],
 )
@@ -298,14 +361,34 @@ def test_what_cannot_be_exported_is_named_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_infinity_that_masks_is_a_number(tmp_path: Path) -> None:
+    assert to_onnx(Masks(), EXAMPLE, tmp_path / "m.onnx").parity[-1].steps == 256
+
+
+@pytest.mark.parametrize("module", [Branches(), With(lambda x: x * float(x.max().item()))])
+def test_words_of_torch_for_data_are_not_the_users(module: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="an `if`, a number or a shape is made of the values of a tensor") as caught:
+        to_onnx(module, EXAMPLE, tmp_path / "m.onnx")
+    assert not any(word in str(caught.value) for word in ("guard", "unhinted", "u0", "zuf"))
+
+
 def test_examples_that_do_not_say_enough_are_refused(tmp_path: Path) -> None:
     for example, message in (
         (None, "declares no inputs"),
         (torch.zeros(3), r"\[3\] came"),
+        (
+            np.zeros((1, 1, 3), np.float32),
+            r"example x: a torch tensor .* was wanted, ndarray came; for example torch.zer",
+        ),
+        ((EXAMPLE,), "was wanted, tuple came"),
+        ({}, "example has no tensors"),
+        (torch.zeros(1, 1, 5), r"Cell.step fails on \[1, 1, 5\] \(RuntimeError at .*\): mat1 and mat2 shapes"),
         (torch.zeros(1, 1, 3, dtype=torch.int64), "valid range nobody can guess"),
     ):
         with pytest.raises(ExportError, match=message):
             to_onnx(Cell(), example, tmp_path / "m.onnx")
+    with pytest.raises(ExportError, match="a torch module was wanted, function came"):
+        to_onnx(lambda x: x, EXAMPLE, tmp_path / "m.onnx")  # type: ignore[arg-type]
     with pytest.raises(ExportError, match="chunk=0"):
         to_onnx(Cell(), EXAMPLE, tmp_path / "m.onnx", chunk=0)
     assert list(tmp_path.iterdir()) == []

@@ -89,6 +89,11 @@ def damaged(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def cut_short(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
 SPOILED: list[tuple[Callable[[Path], None], type[EdgememError], str]] = [
     (without_weights, CheckpointError, r"pytorch_model.bin, a format that can run code .*safe_serialization"),
     (
@@ -117,7 +122,13 @@ SPOILED: list[tuple[Callable[[Path], None], type[EdgememError], str]] = [
         r"wrong shape for .*40\] was wanted, .*48\] came; its config.json is of other",
     ),
     (config(hidden_size=1 << 20), CheckpointError, r"wrong shape for .*1048576\] was wanted"),  # terabytes
-    (config(hidden_size=-1), CheckpointError, "negative dimension"),
+    (config(hidden_size=-1), ConfigError, r"config.json: hidden_size is '-1', a whole number above 0 was wanted; corr"),
+    (config(vocab_size="big"), ConfigError, r"config.json: vocab_size is 'big', a whole number above 0 was wanted"),
+    (
+        cut_short,
+        CheckpointError,
+        r"model.safetensors is no whole .* bytes were announced, .* are there\); copy it",
+    ),
     (text("adapter_config.json", "{}"), CheckpointError, "adapts another model.*merge_and_unload"),
     (config(model_type="gpt_bigcode"), ConfigError, "model_type 'gpt_bigcode' has no streaming form here"),
     (config(model_type=["rwkv"]), ConfigError, "has no streaming form here"),
@@ -136,6 +147,13 @@ def test_a_spoiled_folder_is_refused_with_the_reason(
     with pytest.raises(error, match=message):
         export_hf(folder, tmp_path / "h.onnx")
     assert not (tmp_path / "h.onnx").exists()
+
+
+@pytest.mark.parametrize(("name", "remedy"), [("m.onnx", "`edgemem adopt` takes ONNX"), ("m.safetensors", "give ")])
+def test_another_file_in_the_place_of_a_configuration(name: str, remedy: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"\xf4\x08")
+    with pytest.raises(ConfigError, match=rf"{name} is no config.json: --hf takes a folder .*{remedy}"):
+        folder_files.opened(tmp_path / name)
 
 
 def test_a_folder_is_refused_before_anything_slow_is_imported(folder: Path) -> None:

@@ -80,7 +80,7 @@ def test_external_data_is_read_inside_the_folder_only(tmp_path: Path) -> None:
         with pytest.raises(ModelFileError, match="outside the model's folder"):
             onnxfile.read(external(tmp_path, location))
     for location, offset, length in (("w.data", 8, 8), ("w.data", -4, 8), ("none", 0, 8), ("w.data", 0, 1 << 60)):
-        with pytest.raises(ModelFileError, match="missing or too short"):
+        with pytest.raises(ModelFileError, match=r"which is missing; copy|is too short .* bytes"):
             onnxfile.read(external(tmp_path, location, offset, length))
 
 

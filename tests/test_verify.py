@@ -177,6 +177,27 @@ def test_a_stand_in_for_infinity_does_not_widen_the_tolerance() -> None:
     assert found.first_divergence == "wkv_max_out at step 1"
 
 
+@pytest.mark.parametrize("kind", ["NaN", "infinity"])
+def test_a_reference_that_gives_no_numbers_fails_by_name(kind: str, tmp_path: Path) -> None:
+    """Two NaN at one place are no proof of anything."""
+    import torch
+
+    from edgemem.export import to_onnx
+    from tests.cell import EXAMPLE, Cell
+
+    to_onnx(Cell(), EXAMPLE, tmp_path / "m.onnx")
+    module = Cell()
+    with torch.no_grad():
+        module.mix.bias.fill_(float("nan"))
+    if kind == "infinity":
+        module.mix.register_forward_hook(lambda *_: torch.full((1, 4), float("inf")))
+        module.step = lambda x, state: (module.mix(torch.cat([x, state["hidden"]], dim=-1)), state)  # type: ignore[method-assign]
+    report = verify(tmp_path / "m.onnx", STEPS, module=module)
+    found = next(stage for stage in report.stages if stage.name == "ort")
+    assert not found.holds and found.first == f"{kind} in y at step 0"
+    assert f"torch itself gives {kind} in y at step 0" in str(found)
+
+
 def test_nan_is_a_difference_unless_both_have_it() -> None:
     found = Comparison()
     found.add(0, "y", np.array([np.nan, 1.0]), np.array([np.nan, 1.0]))

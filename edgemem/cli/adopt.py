@@ -86,11 +86,11 @@ def command(
 
     request = Request(
         sets={key: str(value) for key, value in parsed_settings(sets).items()},
-        states=pairs("--state", states),
-        inits={key: Path(value) for key, value in pairs("--init", inits).items()},
-        layouts=pairs("--layout", layouts),
-        tails={key: count("--tail", key, value) for key, value in pairs("--tail", tails).items()},
-        ranges={key: span("--range", key, value) for key, value in pairs("--range", ranges).items()},
+        states=pairs("--state", states, "IN=OUT"),
+        inits={key: Path(value) for key, value in pairs("--init", inits, "IN=FILE").items()},
+        layouts=pairs("--layout", layouts, "NAME=AXES"),
+        tails={key: count("--tail", key, value) for key, value in pairs("--tail", tails, "IN=N").items()},
+        ranges={key: span("--range", key, value) for key, value in pairs("--range", ranges, "NAME=LOW,HIGH").items()},
         drops=drops,
         chunk=chunk,
         sound=sound,
@@ -109,8 +109,8 @@ def command(
         show(output, found)
 
 
-def pairs(option: str, texts: Iterable[str]) -> dict[str, str]:
-    """NAME=VALUE texts as a dict; the value may be empty.
+def pairs(option: str, texts: Iterable[str], form: str) -> dict[str, str]:
+    """Texts like NAME=VALUE as a dict; the value may be empty. `form` is what they look like.
 
     Raises:
         UsageError: a text without `=`, or a name given twice.
@@ -119,7 +119,7 @@ def pairs(option: str, texts: Iterable[str]) -> dict[str, str]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise UsageError(f"{option} needs NAME=VALUE, got {text!r}")
+            raise UsageError(f"{option} needs {form}, got {text!r}")
         if key in found:
             raise UsageError(f"{option} {key} was given twice; give each name once")
         found[key] = value
@@ -140,6 +140,8 @@ def span(option: str, key: str, text: str) -> tuple[float, float]:
         found = float(low), float(high)
     except ValueError:
         comma = ""
+    if comma and found[0] > found[1]:
+        raise UsageError(f"{option} {key}={text}: {low} is above {high}; give the lower one first: {key}={high},{low}")
     if not comma or not -1e300 < found[0] <= found[1] < 1e300:
         raise UsageError(f"{option} {key}={text}: LOW,HIGH was wanted, two numbers")
     return found
@@ -147,8 +149,12 @@ def span(option: str, key: str, text: str) -> tuple[float, float]:
 
 def show(output: Path, found: Adopted) -> None:
     """What was decided, and what was written."""
+    from edgemem.export.adopt.draft import DOUBTFUL
+
     rows = [(d.what, d.value, d.certainty, d.reason) for d in found.decisions]
     console, contract = stderr(), found.contract
+    for doubt in (d for d in found.decisions if d.certainty == DOUBTFUL):
+        console.print(f"warning: {doubt.what}={doubt.value}, and {doubt.reason}", highlight=False, soft_wrap=True)
     console.print(table(("about", "decided", "how sure", "because of"), rows))
     proof = contract.parity[-1]
     console.print(

@@ -33,18 +33,18 @@ def show(found: dict[str, Any]) -> None:
     """A summary, then inputs, outputs and states."""
     from rich.table import Table
 
-    from edgemem.text import human_bytes
+    from edgemem.text import counted, human_bytes
 
     contract = found["contract"]
     model, chunk, latency = contract["model"], contract["chunk"], contract["latency"]
     seconds = chunk["seconds_per_unit"]
-    step = f"{chunk['size']} {chunk['unit']}" + (f", {chunk['size'] * seconds * 1000:g} ms" if seconds else "")
+    step = counted(chunk["size"], chunk["unit"]) + (f", {chunk['size'] * seconds * 1000:g} ms" if seconds else "")
     summary = Table.grid(padding=(0, 2))
     summary.add_row("model", f"{model['name']} ({model['family']}), {model['parameters']:,} parameters")
     summary.add_row("weights", f"{weights_from(model['source'])}, {human_bytes(found['weight_bytes'])}")
     summary.add_row("state", human_bytes(found["state_bytes"]))
     summary.add_row("step", f"{step}; {found['macs_per_step']:,} multiply-accumulates")
-    summary.add_row("look-ahead", f"{latency['look_ahead']} {latency['unit']}s")
+    summary.add_row("look-ahead", counted(latency["look_ahead"], latency["unit"]))
     summary.add_row("quantization", str(contract["quant"].get("scheme", "none")))
     for proof in contract["parity"]:
         error = f"{proof['max_abs_error']:.1e} of {proof['tolerance']:.1e} allowed"

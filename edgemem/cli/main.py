@@ -1,6 +1,6 @@
 """The command group: commands load when they are called, errors become one paragraph and an exit code.
 
-0 done    1 a check failed    2 wrong usage or bad input    130 stopped by Ctrl-C
+0 done    1 a check failed    2 wrong usage or bad input    130 stopped by Ctrl-C    143 by SIGTERM
 """
 
 from __future__ import annotations

@@ -13,12 +13,12 @@ from onnx_ir.passes import common
 
 from edgemem import __version__, modelfile
 from edgemem.contract import Certificate, Contract
-from edgemem.errors import ExportError, UsageError
+from edgemem.errors import ExportError, InputError, UsageError
 from edgemem.export.adopt import axes, boundary, detect, fixed, known, source, streaming
 from edgemem.export.adopt.bounds import check_ports
 from edgemem.export.adopt.build import sizes
-from edgemem.export.adopt.draft import Decision, Draft
-from edgemem.export.adopt.facts import contract_of, port_facts, say_step, start_values
+from edgemem.export.adopt.draft import DOUBTFUL, Decision, Draft
+from edgemem.export.adopt.facts import check_ranges, contract_of, port_facts, say_step, start_values
 from edgemem.export.adopt.freeze import Freezer
 from edgemem.export.adopt.request import OPTIONS, RECIPE, Request
 from edgemem.export.adopt.rewrite import REWRITES, UNROLLED
@@ -28,7 +28,7 @@ from edgemem.files import check_output
 from edgemem.foreign import Adoption, ForeignProgram, Named, Pair, over_whole_sequence
 from edgemem.program import load
 from edgemem.schema import SchemaError
-from edgemem.text import first_line
+from edgemem.text import counted, first_line
 from edgemem.trial import trial
 
 
@@ -55,12 +55,16 @@ def adopt(
     """
     path, output = Path(path), Path(output)
     request = request or Request()
+    for name, start in request.inits.items():
+        if not start.is_file():
+            raise InputError(f"--init {name}={start}: there is no such file; save the start value there by numpy.save")
     check_output(output, path, *request.inits.values())
     draft = opened(path, request)
     frozen(draft)
     adoption = decided(draft)
     frames = boundary.check_frames(adoption, draft.entries(), draft.results())
     check_chunk(draft, frames)
+    check_ranges(draft, adoption)
     starts = start_values(draft, adoption)
     facts = port_facts(draft, adoption, frames)
     boundary.apply(draft.graph, adoption, draft.entries(), draft.results(), [c.name for c in draft.carried])
@@ -95,10 +99,20 @@ def opened(path: Path, request: Request) -> Draft:
     ports = [*model.graph.inputs, *model.graph.outputs]
     draft.names = {value.name or "": axes.symbols(value) for value in ports}
     axes.check_said(draft.request.layouts, list(draft.names))
+    against_names(draft)
     draft.constants = fixed.constants(model.graph, draft.request.sets)
     for name, value in draft.constants.items():
         draft.say(f"input {name}", f"always {value}", "sure", draft.request.because("sets", name))
     return draft
+
+
+def against_names(draft: Draft) -> None:
+    """Note where `--layout` says something else of an axis than its name."""
+    for name, letters in draft.request.layouts.items():
+        for axis, (letter, symbol) in enumerate(zip(letters, draft.names[name], strict=False)):
+            named = "B" if axes.is_batch(symbol) else "T" if axes.is_time(symbol) else letter
+            if named != letter and name not in (draft.request.recipe or Request()).layouts:
+                draft.say(f"--layout {name}", f"{letters}: axis {axis} is {letter}", DOUBTFUL, f"it is called {symbol}")
 
 
 def frozen(draft: Draft) -> None:
@@ -150,15 +164,15 @@ def step_of_sequence(draft: Draft) -> None:
     """Let a model of whole sequences take some frames at a time; see `streaming`.
 
     Raises:
-        UsageError: no input has a time axis that anybody knows of.
+        UsageError: no input has a time axis that anybody knows of, or all that there is to remember is a state already.
     """
-    request, letters = draft.request, {}
+    request, letters, why = draft.request, {}, {}
+    own = detect.remembered(draft.entries(), draft.results())
     for value in draft.graph.inputs:
         name = value.name or ""
         found = axes.port_axes(value, draft.names.get(name, ()), request.layouts.get(name), streaming=True)
-        if "T" in found.letters:
-            letters[name] = found.letters
-            draft.say(f"input {name}", f"axes {found.letters}", found.certainty, draft.because("layouts", name, found))
+        if "T" in found.letters and not (name in own and found.certainty != "sure"):
+            letters[name], why[name] = found.letters, found
     if not letters:
         raise UsageError(
             f"{draft.path}: no input has a time axis; say which one it is by --layout INPUT=AXES, for example BTF"
@@ -172,9 +186,20 @@ def step_of_sequence(draft: Draft) -> None:
 
     step = streaming.streamed(draft.model, letters, draft.outputs, request.chunk or 1, set_time)
     draft.model, draft.streamed = step.model, step
+    if not step.carried and own:
+        raise UsageError(
+            f"{draft.path} has states already ({', '.join(sorted(own))}), and there is nothing else to remember; leave "
+            "--streaming out"
+        )
     draft.outputs += [f"{carried.name}_out" for carried in step.carried]
+    for value in draft.graph.inputs:
+        name = value.name or ""
+        if name in letters:
+            shown, found = f"axes {letters[name]} {list(sizes(value))}", why[name]
+            draft.say(f"input {name}", shown, found.certainty, draft.because("layouts", name, found))
     if step.look_ahead:
-        draft.say("latency", f"{step.look_ahead} frames", "sure", "windows that see what comes later")
+        draft.say("latency", counted(step.look_ahead, "frame"), "sure", "windows that see what comes later")
+        draft.say("input valid", "frames of a step that are no padding", "sure", "latency: the end has to be told")
 
 
 def upgraded(path: Path, model: ir.Model, static: bool = True) -> ir.Model:
@@ -280,7 +305,7 @@ def input_port(draft: Draft, value: ir.Value, taken: set[str]) -> Named:
 def output_port(draft: Draft, value: ir.Value, name: str, frames: int, batch: int, taken: set[str]) -> Named:
     said = flowing(draft, name) or draft.request.layouts.get(name)
     found = axes.output_axes(value, draft.names.get(name, ()), said, frames, batch)
-    why = draft.because("layouts", name, found)
+    why = draft.because("layouts", name, found) if flowing(draft, name) is None else "time, followed through the graph"
     draft.say(f"output {name}", f"axes {found.letters or 'none'} {list(sizes(value))}", found.certainty, why)
     return Named(name=boundary.identifier(name, taken), foreign=name, axes=found.letters)
 
@@ -341,6 +366,11 @@ def certified(draft: Draft, contract: Contract, path: Path, steps: int) -> Contr
     reference = ForeignProgram(draft.path, contract, modelfile.start_values(modelfile.open_model(path)))
     compared = over_whole_sequence if reference.adoption.streaming else trial
     found = compared(reference, program, steps)
+    if found.undefined is not None:
+        raise ExportError(
+            f"{draft.path} itself gives {found.undefined}, from finite inputs and the start of its states; say what it "
+            "starts from by --init STATE=FILE, or what its inputs may be by --range or --set; nothing was written"
+        )
     if not found.holds:
         raise ExportError(
             f"the adopted graph differs from {draft.path} by {found.max_abs_error:.2e}, {found.tolerance:.2e} is "

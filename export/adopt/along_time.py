@@ -14,11 +14,12 @@ from edgemem.errors import ExportError
 from edgemem.export.adopt.build import Array, Builder, known, sizes
 from edgemem.export.adopt.flow import Flow, Window, attribute_int, attribute_ints, axis_after
 from edgemem.export.adopt.rewrite.recurrent import REAL
-from edgemem.export.adopt.streamer import Rule, Streamer
+from edgemem.export.adopt.streamer import WHOLE, Rule, Streamer
 
 SEQUENCE_LENGTHS, STARTS = 4, {"h": 5, "c": 6}  # inputs of recurrent layers
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 OPEN_END = 1 << 30  # from here on, the end of a Slice is the end of what it cuts
+LAYOUT = "say which axis of the input is time by --layout INPUT=AXES, for example TBF"
 POSITION = "it has another constant for every row, so it depends on position"
 ROW_BY_ROW = (
     "Abs Acos Add And BatchNormalization BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil Celu Clip Cos "
@@ -79,7 +80,9 @@ def window(streamer: Streamer, node: ir.Node, flows: Mapping[int, Flow]) -> None
     assert x is not None
     if flow.axis < 2:
         if flow.axis == 1 or flow.pads != (0, 0):
-            raise ExportError(streamer.refusal(node, "it takes time for channels, so it sees all of the sequence"))
+            raise ExportError(
+                streamer.refusal(node, "it takes time for channels, so it sees all of the sequence", WHOLE)
+            )
         streamer.infer(node)  # every row is a sample of its own
         spread(streamer, node, flow, 0)
         return
@@ -251,7 +254,7 @@ def product(streamer: Streamer, node: ir.Node, flows: Mapping[int, Flow]) -> Non
     assert x is not None
     turned = node.op_type == "Gemm" and attribute_int(node, "transA", 0)
     if flow is None or set(flows) != {0} or flow.axis == len(sizes(x)) - 1 or turned:
-        raise ExportError(streamer.refusal(node, "it multiplies along time, so it sees all of the sequence"))
+        raise ExportError(streamer.refusal(node, "it multiplies along time, so it sees all of the sequence", WHOLE))
     streamer.infer(node)
     spread(streamer, node, flow, flow.axis + len(sizes(node.outputs[0])) - len(sizes(x)))
 
@@ -270,7 +273,7 @@ def reduction(streamer: Streamer, node: ir.Node, flows: Mapping[int, Flow]) -> N
         listed = attribute_ints(node, "axes", []) if given is None else [int(axis) for axis in given]
         axes = [axis % rank for axis in listed] or list(range(rank))
     if flow.axis in axes:
-        raise ExportError(streamer.refusal(node, "it goes over all of the sequence"))
+        raise ExportError(streamer.refusal(node, "it goes over all of the sequence", WHOLE))
     streamer.infer(node)
     dropped = len(sizes(node.outputs[0])) < rank
     spread(streamer, node, flow, flow.axis - (sum(axis < flow.axis for axis in axes) if dropped else 0))
@@ -336,11 +339,22 @@ def walked_along(streamer: Streamer, node: ir.Node, flows: Mapping[int, Flow], t
         ExportError: it walks along something else, or in another direction, or is told where to stop.
     """
     flow, x = flows.get(0), node.inputs[0]
-    if flow is None or set(flows) != {0} or flow.axis != time or x is None:
-        raise ExportError(streamer.refusal(node, "time is not the axis that it walks along"))
+    if flow is None or x is None:
+        raise ExportError(
+            streamer.refusal(node, "its weights or its start have time, and what it walks along has none")
+        )
+    if set(flows) != {0}:
+        others = ", ".join(value.name or "" for i, value in enumerate(node.inputs) if i in flows and i and value)
+        raise ExportError(streamer.refusal(node, f"its weights or its start ({others}) have time too"))
+    if flow.axis != time:
+        raise ExportError(
+            streamer.refusal(
+                node, f"it walks along axis {time} of {list(sizes(x))}, and time is axis {flow.axis}", LAYOUT
+            )
+        )
     direction = node.attributes["direction"].as_string() if "direction" in node.attributes else "forward"
     if direction != "forward":
-        raise ExportError(streamer.refusal(node, f"it walks {direction}, so it sees the future"))
+        raise ExportError(streamer.refusal(node, f"it walks {direction}, so it sees the future", WHOLE))
     if len(node.inputs) > SEQUENCE_LENGTHS and node.inputs[SEQUENCE_LENGTHS] is not None:
         raise ExportError(streamer.refusal(node, "it is told how long the sequence is"))
     return flow, x
@@ -365,7 +379,9 @@ def carried_starts(
             continue  # an input of the model's own
         if end < len(outputs) and (outputs[end].uses() or outputs[end].is_graph_output()):
             raise ExportError(
-                streamer.refusal(node, f"its last state ({outputs[end].name}) is only known when the sequence ends")
+                streamer.refusal(
+                    node, f"its last state ({outputs[end].name}) is only known when the sequence ends", WHOLE
+                )
             )
         state = streamer.carry(f"{build.base}_{letter}", start.reshape(1, *shape), "recurrent")
         inputs[place] = build.reshape(state, shape)

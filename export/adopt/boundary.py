@@ -20,6 +20,7 @@ import onnx_ir as ir
 from edgemem.errors import UsageError
 from edgemem.export.adopt.build import Builder, replace, sizes
 from edgemem.foreign import PORT, STATE, TAIL, Adoption, Named, order, tail_axis
+from edgemem.text import counted
 
 
 def contract_shape(shape: Sequence[int], axes: str, first: str) -> tuple[int, ...]:
@@ -172,8 +173,9 @@ def check_frames(adoption: Adoption, inputs: Mapping[str, ir.Value], outputs: Ma
 
 
 def complaint(name: str, found: tuple[int, ...], port: Named, wanted: tuple[int, ...]) -> str:
+    came = f"{counted(found[1], 'frame')} in {counted(found[0], 'stream')}"
     return (
-        f"{name} has {found[1]} frames in {found[0]} streams where {port.foreign} has {wanted[1]} in {wanted[0]}; say "
-        f"what their axes are by --layout NAME=AXES (B batch, T time, F anything else; without T a step is one frame), "
-        "or leave an output out by --drop NAME"
+        f"{name} has {came} where {port.foreign} has {wanted[1]} in {wanted[0]}; say what their axes are by --layout "
+        "NAME=AXES (B batch, T time, F anything else; without T a step is one frame), or leave an output out by --drop "
+        "NAME"
     )

@@ -17,7 +17,6 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 
 import onnx_ir as ir
 
@@ -67,6 +66,10 @@ RULES: tuple[tuple[str, str], ...] = (
 )
 SHAPE_ONLY = frozenset({"Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Cast", "Flatten"})
 REMEMBERED = r"past|cache|state|hidden|memory|^[hc]_?\d*(_in)?$"  # names that only states have
+EARLIER = (
+    r"[_.](in|prev|previous|old|t-1)$|^(prev|previous|old|last|init|initial)[_.]"  # that many inputs of states have
+)
+SHOWN = 32  # states that an example may have
 TAKING = SHAPE_ONLY | {"Slice", "Split", "Gather"}  # a layer's part of a state that is stored with others'
 RECURRENT = {"LSTM": ((5, 1), (6, 2)), "GRU": ((5, 1),), "RNN": ((5, 1),)}  # initial state's input, last state's output
 
@@ -146,6 +149,21 @@ def described(value: ir.Value) -> str:
     """dtype and shape of a value, in words."""
     assert value.dtype is not None
     return f"{value.dtype.name.lower()}{list(sizes(value))}"
+
+
+def remembered(inputs: Mapping[str, ir.Value], outputs: Mapping[str, ir.Value]) -> set[str]:
+    """Inputs that are states whatever their sizes: a recurrent operator starts from one, or its name and one of
+    `outputs` say so."""
+    plain = {simple(name) for name in outputs}
+    starts = {(kind, start) for kind, ends in RECURRENT.items() for start, _ in ends}
+    by_reader = {n for n, v in inputs.items() if any((node.op_type, i) in starts for node, i in reached(v))}
+    fits = [(n, re.fullmatch(rule, simple(n)), wanted) for n in inputs if is_remembered(n) for rule, wanted in RULES]
+    return by_reader | {n for n, match, wanted in fits if match and match.expand(wanted) in plain}
+
+
+def is_remembered(name: str) -> bool:
+    """Whether a name is one that states have."""
+    return re.search(f"{REMEMBERED}|{EARLIER}", simple(name)) is not None
 
 
 # --- where a pair can be seen ------------------------------------------------------------------------------------
@@ -229,25 +247,46 @@ def by_shape(inputs: Mapping[str, ir.Value], outputs: Mapping[str, ir.Value], da
         if len(found) == 1 and len(rivals) == 1:
             yield Found(name, found[0], "likely", "nothing else has its dtype and shape")
         else:
-            raise UsageError(ambiguous(name, inputs[name], found, rivals, len(rivals) == data))
+            answer = example(candidates, name, len(candidates) == data, len(outputs))
+            raise UsageError(ambiguous(name, inputs[name], found, rivals, answer))
 
 
-def ambiguous(name: str, value: ir.Value, outputs: Sequence[str], rivals: Sequence[str], alone: bool) -> str:
-    """The question that only the user can answer; `alone`: the rivals are all inputs, and one of them must be data."""
+def ambiguous(name: str, value: ir.Value, outputs: Sequence[str], rivals: Sequence[str], answer: str) -> str:
+    """The question that only the user can answer; `answer` is an example, or nothing."""
     others = f" as {', '.join(r for r in rivals if r != name)} could" if len(rivals) > 1 else ""
     return (
         f"input {name} {described(value)} could be a state with the output {' or '.join(outputs)}{others}, and nothing "
-        f"tells which; say --state of each, for example {example(outputs, rivals, alone)}; IN=OUT where OUT is the "
-        "next step's IN, IN= where the input is no state"
+        f"tells which; say --state of each{f', for example {answer}' if answer else ''}; IN=OUT where OUT is the next "
+        "step's IN, IN= where the input is no state"
     )
 
 
-def example(outputs: Sequence[str], rivals: Sequence[str], alone: bool) -> str:
-    """Options that would answer: the last outputs for the last rivals, the first of which is data if `alone`."""
-    data = list(rivals[:1]) if alone else []
-    states = rivals[len(data) :]
-    pairs = zip_longest([*data, *states], [*[""] * len(data), *outputs[-len(states) :]], fillvalue="")
-    return " ".join(f"--state {rival}={output}" for rival, output in pairs)
+def example(candidates: Mapping[str, Sequence[str]], asked: str, alone: bool, outputs: int) -> str:
+    """Options that would answer for all candidates at once, '' if none do: a state each, with an output of its own.
+
+    `alone`: the candidates are all inputs, so one must be data: `asked`, unless it is called like a state and another
+    is not. One of the `outputs` stays a result. Where several would do, the last outputs go to the last states.
+    """
+    plain = [name for name in candidates if not is_remembered(name)]
+    data = asked if asked in plain or not plain else plain[0]
+    states = [name for name in candidates if not (alone and name == data)]
+    owner: dict[str, str] = {}  # state by output
+
+    def place(state: str, tried: set[str]) -> bool:
+        """Give a state an output, moving others on where it must."""
+        free = [o for o in reversed(candidates[state]) if o not in owner]
+        for output in [*free, *(o for o in reversed(candidates[state]) if o in owner)]:
+            if output not in tried:
+                tried.add(output)
+                if output not in owner or place(owner[output], tried):
+                    owner[output] = state
+                    return True
+        return False
+
+    if len(states) > SHOWN or len(states) >= outputs or not all(place(state, set()) for state in reversed(states)):
+        return ""
+    chosen = {state: output for output, state in owner.items()}
+    return " ".join(f"--state {name}={chosen.get(name, '')}" for name in candidates)
 
 
 def ancestors(result: ir.Value) -> set[ir.Value]:

@@ -14,6 +14,8 @@ from edgemem.export.adopt.flow import Carried
 from edgemem.export.adopt.request import OPTIONS, Request
 from edgemem.export.adopt.streaming import Streamed
 
+DOUBTFUL = "doubtful"  # how sure something is that was said against what the file says
+
 
 @dataclass(frozen=True)
 class Decision:

@@ -22,6 +22,7 @@ from edgemem.foreign import KEY, STATE, TAIL, Adoption, Named, tail_axis, to_con
 from edgemem.runner import array_file
 from edgemem.samplerows import SampleRows
 from edgemem.state import StateRole
+from edgemem.text import counted, nearest
 from edgemem.weights import START, tensor_digest
 
 
@@ -58,6 +59,28 @@ def start_values(draft: Draft, adoption: Adoption) -> dict[str, Array]:
             raise InputError(f"--init {name}: every stream starts alike, but {path} differs along the batch; give one")
         found[pair.name] = whole[0]
     return found
+
+
+def check_ranges(draft: Draft, adoption: Adoption) -> None:
+    """Refuse `--range` of anything but integer inputs and states: nothing would heed it.
+
+    Raises:
+        UsageError: naming what it was given for.
+    """
+    inputs, states = draft.entries(), [pair.input for pair in adoption.states]
+    ports = [port.foreign for port in adoption.inputs]
+    for name, (low, high) in draft.request.ranges.items():
+        option = f"--range {name}={low:g},{high:g}"
+        if name not in ports and name not in states:
+            known = [*ports, *states]
+            raise UsageError(
+                f"{option}: there is no input or state {name}{nearest(name, known)}; there are {', '.join(known)}"
+            )
+        if name in ports and dtype_of(inputs[name]).startswith("float"):
+            raise UsageError(
+                f"{option}: input {name} is of floats, which may have any value; a range is of an input's integers, or "
+                "of a state; leave it out"
+            )
 
 
 def port_facts(draft: Draft, adoption: Adoption, frames: int) -> tuple[list[InputFacts], list[OutputFacts]]:
@@ -270,7 +293,10 @@ def say_step(draft: Draft, adoption: Adoption, contract: Contract) -> None:
         if state.input in request.inits:
             draft.say(f"start of {state.input}", str(request.inits[state.input]), "sure", OPTIONS["inits"])
     step, frames, reason = contract.chunk, contract.chunk.frames, "the sizes of its inputs"
-    value = f"{frames} {step.unit}{'s' if frames > 1 else ''}"
+    value = counted(frames, step.unit)
+    if adoption.frame_rows > 1:
+        value += f" of {adoption.frame_rows} rows"
+        reason = "the strides of its windows"
     if request.sound is not None and contract.inputs[0].frontend is not None:
         sound = SampleRows.from_dict(contract.inputs[0].frontend)
         value += f" of {sound.row_samples} samples at {sound.sample_rate} Hz"

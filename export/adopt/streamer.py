@@ -22,6 +22,11 @@ COUNTED = float(1 << 20)  # frames that a random state of a counter may have see
 TAKE_PADDING = frozenset(
     {"Conv", "AveragePool", "MaxPool", "Pad", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Expand"}
 )
+STATEFUL = "export the model with its state as inputs and outputs instead"
+WHOLE = (
+    "what it gives depends on the end of the sequence, which no stream has yet, so no state would help; take a causal "
+    "form of the model (one direction, running sums), or cut the sequence into pieces"
+)
 Rule = Callable[["Streamer", ir.Node, Mapping[int, Flow]], None]
 
 
@@ -61,8 +66,8 @@ class Streamer(Freezer):
         rule(self, node, flows)
 
     @staticmethod
-    def refusal(node: ir.Node, reason: str) -> str:
-        return f"{where(node)} cannot stream: {reason}; export the model with its state as inputs and outputs instead"
+    def refusal(node: ir.Node, reason: str, instead: str = STATEFUL) -> str:
+        return f"{where(node)} cannot stream: {reason}; {instead}"
 
     # --- states ------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from edgemem.tokenizer import MAX_TOKENIZER_BYTES
 TASK = "text-generation"
 ADAPTER = "adapter_config.json"  # transformers would load the base model that it names, from wherever
 CONFIG, INDEX, WEIGHTS, TOKENIZER = "config.json", "model.safetensors.index.json", "model.safetensors", "tokenizer.json"
+NO_CONFIG = (".onnx", ".safetensors", ".bin", ".gguf")  # files that people give in its place
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 MAX_CONFIG_BYTES, MAX_INDEX_BYTES, MAX_HEADER_BYTES = 1 << 22, 1 << 26, 1 << 26
 MAX_NAME, SHOWN = 255, 80  # bytes of a file's name; characters of what came in a message
@@ -57,6 +58,11 @@ def opened(origin: Path, seed: int | None = None) -> Folder:
         raise ConfigError(
             f"{origin} is no folder with a {CONFIG} and no configuration file; give one that is on this machine: "
             "models are never fetched"
+        )
+    if path.suffix in NO_CONFIG:
+        raise ConfigError(
+            f"{path} is no {CONFIG}: --hf takes a folder that transformers has saved, or its {CONFIG}; "
+            + ("`edgemem adopt` takes ONNX files" if path.suffix == ".onnx" else f"give {path.parent}")
         )
     fields = read_json(path, MAX_CONFIG_BYTES)
     if not isinstance(fields.get("model_type"), str):
@@ -120,7 +126,10 @@ def shapes(files: Iterable[Path]) -> Shapes:
                 header = json.loads(file.read(size))
             tensors = {name: facts for name, facts in header.items() if name != "__metadata__"}
             found |= {name: shape_of(facts["shape"]) for name, facts in tensors.items()}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            end = 8 + size + max((int(facts["data_offsets"][1]) for facts in tensors.values()), default=0)
+            if path.stat().st_size < end:
+                raise ValueError(f"{end:,} bytes were announced, {path.stat().st_size:,} are there")
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:
             raise CheckpointError(
                 f"{path} is no whole safetensors file ({first_line(error)}); copy it again"
             ) from error

@@ -37,6 +37,8 @@ COUNTS = r"(\w+_)?(num|n)_(\w+_)?(layers?|blocks?|heads?|experts?|labels)"  # wh
 MOST_PARTS = 4096
 MOST_RANDOM = 1 << 31  # parameters that are made up, where there are no weights
 MOST_TABLES = 1 << 31  # bytes of what a model computes of its configuration alone
+SIZES = r"(\w+_)?(hidden|vocab|intermediate|state|head|lru)_(size|dim|width)|lru_width|n_embd"  # of every one of these
+SHOWN = 80  # characters of what came
 INFINITE = {math.inf: "Infinity", -math.inf: "-Infinity"}  # as JSON text, for contracts that hold finite numbers only
 
 
@@ -89,6 +91,7 @@ def configuration(fields: Mapping[str, Any], origin: str) -> Any:
             f"{origin}: its weights are quantized by another tool; take the float weights, and quantize the exported "
             "file by `edgemem quantize`"
         )
+    check_sizes(fields, origin)
     kind = transformers.CONFIG_MAPPING[model_type]
     kept = {key: finite(value, back=True) for key, value in fields.items() if not ignored(kind, key)}
     check_counts(kept, origin)
@@ -98,6 +101,20 @@ def configuration(fields: Mapping[str, Any], origin: str) -> Any:
         raise ConfigError(f"{origin} is no configuration of {model_type}: {first_line(error)}") from error
     config._attn_implementation = "eager"
     return config
+
+
+def check_sizes(fields: Mapping[str, Any], origin: str) -> None:
+    """Refuse sizes that are no whole numbers above 0, before a model computes with them.
+
+    Raises:
+        ConfigError: the first of them.
+    """
+    for key, value in fields.items():
+        if re.fullmatch(SIZES, key) and value is not None and (type(value) is not int or value < 1):
+            raise ConfigError(
+                f"{origin}: {key} is {str(value)[:SHOWN]!r}, a whole number above 0 was wanted; correct it in the "
+                "file, or take the model's own config.json"
+            )
 
 
 def ignored(kind: type, key: str) -> bool:
