@@ -56,7 +56,7 @@ def adopt(
     path, output = Path(path), Path(output)
     request = request or Request()
     for name, start in request.inits.items():
-        if not start.is_file():
+        if not start.exists():
             raise InputError(f"--init {name}={start}: there is no such file; save the start value there by numpy.save")
     check_output(output, path, *request.inits.values())
     draft = opened(path, request)
