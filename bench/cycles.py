@@ -40,9 +40,9 @@ LINE = re.compile(r"\s*([0-9a-f]+):\t((?:[0-9a-f]{4} ?)+)\s*\t(\S+)\t?([^;<]*)")
 STEP, CALLER = "edgemem_step", "selftest"
 STEPS = 2
 
-# Read for these: DDI 0484C, 3.3; DDI 0337I, page 3-9; Arm 100166 (the Cortex-M4's later issue), 3.3.1. DDI 0432C itself
-# was not at hand: branches of 3 cycles, loads of 2, lists of 1 + N, or 4 + N with the PC, are in tables made from it;
-# the 4 of BL is not. No document was found for the 4.20 of the Cortex-M55.
+# Read for these: DDI 0484C, 3.3; DDI 0337I, page 3-9; Arm 100166 (the Cortex-M4's later issue), 3.3.1. Of DDI 0432C, by
+# tables made from it: branches of 3 cycles, loads of 2, lists of 1 + N, or 4 + N with the PC; the 4 of BL is in none of
+# them. No document is known for the 4.20 of the Cortex-M55.
 SOURCES = {
     "cortex-m0": "Arm DDI 0432C, Cortex-M0 TRM, table 3-1; multiplier of one cycle",
     "cortex-m0plus": "Arm DDI 0484C, Cortex-M0+ TRM, table 3-1; multiplier of one cycle",

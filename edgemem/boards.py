@@ -46,7 +46,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgemem.errors import ConfigError
 from edgemem.text import nearest
@@ -93,7 +93,7 @@ class Timer(Strict):
 
     time: int
     compare: int
-    hz: int
+    hz: int = Field(gt=0)
 
 
 class Console(Strict):

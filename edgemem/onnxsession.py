@@ -33,11 +33,11 @@ def session(model: Path | bytes, threads: int = 1) -> Any:
     # int4 weights times float32 activations, as the file says: by default the activations become int8 too
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
+    # weights lie beside the file, not beside a link to it
+    whole = model if isinstance(model, bytes) else str(model.resolve())
     try:
         return onnxruntime.InferenceSession(
-            model
-            if isinstance(model, bytes)
-            else str(model.resolve()),  # weights lie beside the file, not a link to it
+            whole,
             options,
             providers=["CPUExecutionProvider"],
             disabled_optimizers=BROKEN,

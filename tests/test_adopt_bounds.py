@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 import edgemem
 from edgemem.cli import main
 from edgemem.cli.main import cli
-from edgemem.cli.options import stdout, table
+from edgemem.cli.options import progress_bar, stdout, table
 from edgemem.errors import EdgememError, ExportError, InputError, ModelFileError, StreamError
 from edgemem.export.adopt import Request, adopt, freeze
 from edgemem.export.adopt.freeze import Freezer
@@ -75,6 +75,7 @@ def tensor_type(kind: int) -> onnx.TypeProto:
         (lambda p: p.graph.input[0].type.tensor_type.ClearField("shape"), "input x has no shape"),
         (lambda p: p.graph.input.append(p.graph.input[0]), "several values are called 'x'"),
         (lambda p: p.graph.output.append(p.graph.output[0]), "the output 'y' is there twice"),
+        (lambda p: setattr(p.graph.input.add(), "name", ""), "an input has no name"),
         (lambda p: p.graph.node.append(node("Relu", ["x"], ["y"])), "cannot be read as a model"),
     ],
 )  # fmt: skip
@@ -412,6 +413,11 @@ def test_names_of_a_file_are_no_commands_to_a_terminal(
     stdout().print(table(("name",), [(EVIL,)], title=EVIL))
     shown = capsys.readouterr().out
     assert shown.count("\\x1b]0;owned\\x07[bold red]x[/bold red][/]\\u202e") == 2
+    with progress_bar() as bar:
+        bar.add_task(f"quantizing {EVIL}")
+        bar.refresh()
+    shown = capsys.readouterr().err
+    assert "quantizing \\x1b]0;owned\\x07[bold red]x[/bold red][/]\\u202e" in shown and "\x1b]" not in shown
 
 
 def test_what_is_printable() -> None:

@@ -392,6 +392,11 @@ def test_without_its_compiler_or_emulator_a_board_says_what_installs_them(
             "interrupts = 32\nmachine_timer = { time = 8, compare = 16, hz = 1 }\n",
             "machine_timer is of a RISC-V core with an interrupt 7",
         ),
+        (
+            "interrupts = 32\n",
+            "interrupts = 32\nmachine_timer = { time = 8, compare = 16, hz = 0 }\n",
+            "field machine_timer.hz: Input should be greater than 0",
+        ),
         ("flash_page_bytes = 1024\n", "", "flash_driver needs flash_page_bytes"),
         ('boot = "vectors"', 'boot = "floppy"', "field boot: Input should be 'vectors'"),
     ],

@@ -234,6 +234,23 @@ def test_a_stream_without_room_says_what_it_takes(files: Path, monkeypatch: pyte
         program.new_state()
 
 
+def test_streams_that_pause_without_room_say_what_they_take(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyopencl as cl
+
+    state = edgemem.load(files / "rwkv4").new_state()
+
+    class OutOfMemory(cl.Error):
+        def __str__(self) -> str:
+            return "clCreateBuffer failed: OUT_OF_RESOURCES"
+
+    def full(*arguments: object) -> None:
+        raise OutOfMemory
+
+    monkeypatch.setattr(cl, "Buffer", full)
+    with pytest.raises(DeviceError, match=r"no room for streams that pause: clCreateBuffer .*they take [\d.]+ KiB"):
+        state.keep([0])
+
+
 def test_two_compilations_give_the_same_bytes(files: Path, tmp_path: Path) -> None:
     again = compiled(files / "rwkv4.onnx", tmp_path / "again")
     for file in ("rwkv4.cl", "rwkv4_weights.bin", "rwkv4.c", "manifest.json"):

@@ -138,6 +138,12 @@ def of_rows(program: Program) -> None:
     put_back()
     for name, array in state.get().items():
         assert np.array_equal(array, np.stack([held[name][0], stepped[name][1], held[name][2]]))
+    put_back, stepped = state.keep([]), state.get()
+    program.step(inputs, state)
+    after = state.get()
+    put_back()
+    assert all(np.array_equal(array, after[name]) for name, array in state.get().items())
+    assert any(not np.array_equal(array, after[name]) for name, array in stepped.items())
 
 
 @given(rows=st.lists(st.integers(0, 9)))

@@ -328,6 +328,9 @@ def test_a_step_that_fails_says_what_it_needed(rwkv4: Path, monkeypatch: pytest.
     needed = r"failed on cpu.*: CUDA: out of memory; a program and a stream take [\d.]+ KiB"
     with pytest.raises(DeviceError, match=needed):
         loaded.step({"tokens": np.array([[1]])}, state)
+    monkeypatch.setattr(loaded, "room", full)
+    with pytest.raises(DeviceError, match=needed):
+        state.keep([0])
 
 
 @pytest.mark.gpu

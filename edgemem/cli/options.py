@@ -12,9 +12,10 @@ import click
 from edgemem.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table
+
+    from edgemem.cli.screen import Screen
 
 PIPE_COLUMNS = 200
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -54,17 +55,17 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, allow_nan=False))
 
 
-def stdout() -> Console:
+def stdout() -> Screen:
     """Where results for people go; wide where that is no terminal, so that nothing is cut."""
     return screen(stderr=False)
 
 
-def stderr() -> Console:
+def stderr() -> Screen:
     """Where progress and logs go; as wide as `stdout`."""
     return screen(stderr=True)
 
 
-def screen(stderr: bool) -> Console:
+def screen(stderr: bool) -> Screen:
     from edgemem.cli.screen import Screen
 
     console = Screen(stderr=stderr)
@@ -73,10 +74,9 @@ def screen(stderr: bool) -> Console:
 
 def progress_bar() -> Progress:
     """A bar on stderr that is gone when its block ends; nothing at all where stderr is no terminal."""
-    from rich.progress import Progress
+    from edgemem.cli.bar import Bar
 
-    console = stderr()
-    return Progress(console=console, transient=True, disable=not console.is_terminal)
+    return Bar(stderr())
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]], wrap: str | None = None, title: str = "") -> Table:

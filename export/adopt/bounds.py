@@ -55,7 +55,7 @@ def check_names(path: Path, model: ir.Model) -> None:
         made = [value.name for node in graph for value in node.outputs if value.name]
         inputs = [value.name or "" for value in graph.inputs]
         outputs = [value.name or "" for value in graph.outputs] if graph is model.graph else []
-        for what, names in (("value", [*inputs, *made]), ("output", outputs)):
+        for what, names in (("input", [*inputs, *made]), ("output", outputs)):
             name, times = next(iter(Counter(names).most_common(1)), ("", 1))
             if times > 1 or "" in names:
                 problem = f"several values are called {name!r}" if times > 1 else f"an {what} has no name"

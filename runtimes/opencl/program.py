@@ -119,8 +119,7 @@ class OpenclState(StateBlock):
     def keep(self, rows: Sequence[int]) -> Callable[[], None]:
         """On the device: copies that the queue orders before and after the step."""
         if "spare" not in self.buffers:
-            size = self._program.step_plan.sizes["state"]
-            self.buffers["spare"] = self._cl.Buffer(self._program.context, self._cl.mem_flags.READ_WRITE, size)
+            self.buffers["spare"] = self._program.spare()
         before = self._spans(rows)
         self._move("state", before, "spare", before)
         return lambda: self._move("spare", before, "state", self._spans(rows))
@@ -192,6 +191,19 @@ class OpenclProgram(Program):
                 f"{described(self.device)} has no room for another stream: {first_line(error)}; it takes "
                 f"{human_bytes(sizes['arena'] + sizes['state'])}, the device has "
                 f"{human_bytes(int(self.device.global_mem_size))} for all. Let other streams go"
+            ) from error
+
+    def spare(self) -> Any:
+        """A buffer for the streams of a state that pause."""
+        import pyopencl as cl
+
+        size = self.step_plan.sizes["state"]
+        try:
+            return cl.Buffer(self.context, cl.mem_flags.READ_WRITE, size)
+        except cl.Error as error:
+            raise DeviceError(
+                f"{described(self.device)} has no room for streams that pause: {first_line(error)}; they take "
+                f"{human_bytes(size)} beside their state. Let other streams go"
             ) from error
 
     def step(self, inputs: Mapping[str, Array], state: StateBlock) -> dict[str, Array]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,15 +120,15 @@ class VmState(StateBlock):
 
     def keep(self, rows: Sequence[int]) -> Callable[[], None]:
         """On the device, beside `held`: that takes the whole state when another stream steps in between."""
-        stretches = spans(rows)
-        with DEVICE:
+        stretches, program = spans(rows), self._program
+        with on_device(program):
             if not self.spare:
-                self.spare = self._program.room()
-            move(self._program.where(self), self.spare, stretches)
+                self.spare = program.room()
+            move_rows(program.where(self), self.spare, stretches)
 
         def put_back() -> None:
-            with DEVICE:
-                move(self.spare, self._program.where(self), stretches)
+            with on_device(program):
+                move_rows(self.spare, program.where(self), stretches)
 
         return put_back
 
@@ -193,14 +194,11 @@ class VmProgram(Program):
 
     def step(self, inputs: Mapping[str, Array], state: StateBlock) -> dict[str, Array]:
         assert isinstance(state, VmState)
-        with DEVICE:
-            try:
-                for name, tensor in self.inputs.items():
-                    tensor.copyfrom(np.ascontiguousarray(inputs[name]))
-                self.launch(state)
-                return {name: tensor.numpy() for name, tensor in self.outputs.items()}
-            except Exception as error:  # TVM raises plain errors of its own kind
-                raise failure(self, error) from error
+        with on_device(self):
+            for name, tensor in self.inputs.items():
+                tensor.copyfrom(np.ascontiguousarray(inputs[name]))
+            self.launch(state)
+            return {name: tensor.numpy() for name, tensor in self.outputs.items()}
 
     def launch(self, state: VmState) -> None:
         """One step on what lies in `inputs`, without waiting for the device."""
@@ -231,11 +229,15 @@ def bound(machine: Any, program: VmProgram) -> list[Any]:
     return steps
 
 
-def move(source: Mapping[str, Any], target: Mapping[str, Any], stretches: Sequence[tuple[int, int]] = ()) -> None:
-    """Copy tensors on the device, or stretches (first, count) of their rows alone."""
+def move(source: Mapping[str, Any], target: Mapping[str, Any]) -> None:
+    """Copy tensors on the device."""
     for name, tensor in source.items():
-        if not stretches:
-            tensor.copyto(target[name])
+        tensor.copyto(target[name])
+
+
+def move_rows(source: Mapping[str, Any], target: Mapping[str, Any], stretches: Sequence[tuple[int, int]]) -> None:
+    """Copy stretches (first, count) of the rows of tensors on the device."""
+    for name, tensor in source.items():
         for first, count in stretches:
             stretch(tensor, first, count).copyto(stretch(target[name], first, count))
 
@@ -272,6 +274,16 @@ def check_room(device: Any, model: str, sizes: Mapping[str, int]) -> None:
             f"{model} does not fit {device}: {human_bytes(needed)} needed, {human_bytes(free)} free. Quantize it with "
             "--scheme w8, or end what else uses the device (nvidia-smi shows it)"
         )
+
+
+@contextmanager
+def on_device(program: VmProgram) -> Iterator[None]:
+    """The device for one thread; what it refuses meanwhile is a DeviceError."""
+    with DEVICE:
+        try:
+            yield
+        except Exception as error:  # TVM raises plain errors of its own kind
+            raise failure(program, error) from error
 
 
 def failure(program: VmProgram, error: Exception) -> Exception:
