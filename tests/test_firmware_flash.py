@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import edgemem
-from edgemem.errors import SnapshotError, UsageError
+from edgemem.errors import ModelFileError, SnapshotError, UsageError
 from edgemem.runtimes.firmware import flash
 from edgemem.trial import random_inputs, random_state
 from tests.firmware import integer_spotter, manifest, needs
@@ -131,5 +131,9 @@ def test_what_cannot_be_put_into_flash_is_refused(firmware: Path, spotter: Path)
     none = {**facts, "snapshots": {**facts["snapshots"], "bank_bytes": 0}}
     with pytest.raises(UsageError, match="has no driver for its flash"):
         flash.put(none, stream.snapshot())
+    for unit in (None, 0, "4"):
+        odd = {**facts, "snapshots": {**facts["snapshots"], "unit_bytes": unit}}
+        with pytest.raises(ModelFileError, match=r"unit_bytes must be 1 or more, .* compile the model again"):
+            flash.put(odd, stream.snapshot())
     with pytest.raises(UsageError, match="no microcontroller"):
         flash.bank_bytes({"board": {"name": "host"}})

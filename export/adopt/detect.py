@@ -237,8 +237,12 @@ def by_shape(inputs: Mapping[str, ir.Value], outputs: Mapping[str, ir.Value], da
     Raises:
         UsageError: several would do.
     """
-    read = {name: ancestors(value) for name, value in outputs.items()} if len(outputs) > 1 and data > 1 else {}
-    fits = {n: [o for o, found in read.items() if agree(v, outputs[o]) and v in found] for n, v in inputs.items()}
+    fits: dict[str, list[str]] = {name: [] for name in inputs}
+    for output, value in outputs.items() if len(outputs) > 1 and data > 1 else ():
+        behind = ancestors(value)  # of one output at a time: a file may have thousands of both
+        for name, read in inputs.items():
+            if agree(read, value) and read in behind:
+                fits[name].append(output)
     candidates = {name: found for name, found in fits.items() if found}
     if not candidates:
         return  # the only output is what the model is for, the only input what it is given

@@ -26,7 +26,7 @@ import numpy as np
 from edgemem import contract as contracts
 from edgemem import snapshot as snapshots
 from edgemem.contract import Contract
-from edgemem.errors import EdgememError, SnapshotError, UsageError
+from edgemem.errors import EdgememError, ModelFileError, SnapshotError, UsageError
 from edgemem.program import Program, StateBlock
 from edgemem.runtimes.integer.states import DTYPE, as_float, as_integers
 
@@ -111,8 +111,14 @@ def image(manifest: Mapping[str, Any], states: Mapping[str, Array], sequence: in
 
 
 def state_at(manifest: Mapping[str, Any]) -> int:
-    """Where the states begin in a bank: with the first unit of flash behind what is written before them."""
-    unit = int(manifest["snapshots"]["unit_bytes"])
+    """Where the states begin in a bank: with the first unit of flash behind what is written before them.
+
+    Raises:
+        ModelFileError: the manifest does not say how much is written at once.
+    """
+    unit = manifest["snapshots"].get("unit_bytes")
+    if type(unit) is not int or unit < 1:
+        raise ModelFileError(f"manifest: snapshots.unit_bytes must be 1 or more, got {unit!r}; compile the model again")
     return -(-(HEADER.size + CRC.size) // unit) * unit
 
 

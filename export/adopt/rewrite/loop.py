@@ -55,7 +55,9 @@ def rewrite(freezer: Freezer, node: ir.Node) -> None:
 def goes_on(body: ir.Graph) -> bool:
     """Whether a body hands its condition through, so that a loop makes all of its turns."""
     value = body.outputs[0]
-    while (producer := value.producer()) is not None and producer.op_type == "Identity" and producer.inputs[0]:
+    while (producer := value.producer()) is not None and producer.op_type == "Identity":
+        if producer.inputs[0] is None:
+            break
         value = producer.inputs[0]
     return value is body.inputs[1]
 

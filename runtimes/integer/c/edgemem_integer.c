@@ -96,7 +96,7 @@ void edgemem_product8(const int8_t *x, const int8_t *w, const int32_t *bias, con
                       const int32_t *rest, void *y, int32_t rows, int32_t outputs, int32_t depth, int32_t shift,
                       const edgemem_out *out)
 {
-    const edgemem_out held = *out;
+    const edgemem_out held = *out; /* a copy: y might be *out, for all a compiler knows */
     int32_t r, n, k, sums[BLOCK];
     for (r = 0; r < rows; ++r, x += depth) {
         for (n = 0; n + BLOCK <= outputs; n += BLOCK) {
