@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from edgemem.boards import board
 from edgemem.contract import Contract
 
 pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
@@ -34,6 +35,18 @@ def exported(name: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         export_model(name, Path(folder) / "m.onnx", SMALL[name], seed=1)
         return (Path(folder) / "m.onnx").read_bytes()
+
+
+def needs(name: str) -> None:
+    """Skip where the board's compiler or emulator is missing."""
+    for tool in (board(name).compiler, *board(name).emulator[:1]):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed: make boards")
+    include = subprocess.run(
+        [board(name).compiler, "-E", "-x", "c", "-"], input=b"#include <stdio.h>\n", capture_output=True
+    )
+    if include.returncode:
+        pytest.skip(f"the C library's headers for {name} are not installed: make boards")
 
 
 def compiled(path: Path, folder: Path, board: str = "host") -> dict[str, Any]:

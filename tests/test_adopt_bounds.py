@@ -23,7 +23,7 @@ from edgemem.export.adopt import Request, adopt, freeze
 from edgemem.export.adopt.freeze import Freezer
 from edgemem.export.adopt.rewrite import UNROLLED
 from edgemem.text import printable
-from tests.test_adopt_hostile import ADD, BOOL, FLOAT, HUGE, INT64, TANH, refused, written
+from tests.hostile import ADD, BOOL, FLOAT, HUGE, INT64, TANH, refused, written
 
 node, info = helper.make_node, helper.make_tensor_value_info
 Change = Callable[[onnx.ModelProto], Any]

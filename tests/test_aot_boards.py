@@ -12,10 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 import edgemem
-from edgemem.boards import board
 from edgemem.errors import InputError, MissingDependency, ModelFileError, StreamError
 from edgemem.trial import poisoned, trial
-from tests.aot_programs import compiled, model_file
+from tests.aot_programs import compiled, model_file, needs
 
 CASES = (
     ("rpi4", "kws-lmuformer"),
@@ -24,18 +23,6 @@ CASES = (
     ("visionfive2", "kws-lmuformer"),
     ("bpi_f3", "rwkv4"),
 )
-
-
-def needs(name: str) -> None:
-    """Skip where the board's compiler or emulator is missing."""
-    for tool in (board(name).compiler, *board(name).emulator[:1]):
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed: make boards")
-    include = subprocess.run(
-        [board(name).compiler, "-E", "-x", "c", "-"], input=b"#include <stdio.h>\n", capture_output=True
-    )
-    if include.returncode:
-        pytest.skip(f"the C library's headers for {name} are not installed: make boards")
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,7 @@ from edgemem.export import to_onnx
 from edgemem.quant import quantize
 from edgemem.runtimes.aot import emit_flush
 from edgemem.runtimes.aot.machine import machine
-from tests.aot_programs import C_SOURCES, compiled
-from tests.test_aot_boards import needs
+from tests.aot_programs import C_SOURCES, compiled, needs
 
 WIDTH = 160  # panels enough for two threads
 LEAST = np.finfo(np.float32).tiny
