@@ -25,7 +25,7 @@ from typing import Any
 from bench import narrow
 from bench.claims import Section, Table
 from bench.timing import RESULTS, machine, write
-from edgemem.measure import WARM_SECONDS, measure
+from edgemem.measure import SECOND_CORE_SECONDS, WARM_SECONDS, measure
 from edgemem.peers import RELATIVE
 
 STEPS: Mapping[str, tuple[str, dict[str, object]]] = {
@@ -247,7 +247,8 @@ def section(result: Mapping[str, Any]) -> Section:
             "bound to its buffers, once its outputs agree. The roofline, max(bytes / read bandwidth at that footprint, "
             "multiply-accumulates / peak), is measured in the same rounds. `ort` and `aot` are timed through "
             f"`stream.step`, which checks and copies. Every engine's turn begins with {WARM_SECONDS * 1e3:.0f} ms that "
-            "do not count: the `first` step after all others had theirs finds the caches full of what they read, and "
+            f"do not count, on two threads {SECOND_CORE_SECONDS * 1e3:.0f}, in which the second core wakes: "
+            "the `first` step after all others had theirs finds the caches full of what they read, and "
             "takes up to twice as long; the roofline and steps from C, which repeat, do not meet that. The shortest "
             "call (`best`, beside the shortest roofline) stands beside the median, which other processes on the "
             "machine lengthen.\n\n"

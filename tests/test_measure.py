@@ -115,6 +115,9 @@ def test_what_others_left_in_the_caches_does_not_count() -> None:
     found = row.to_json()
     assert (found["first_us"], found["p50_us"], found["roofline_ratio"]) == (90.0, 8.0, 2.0)
     assert max(row.calls_us) == 9.0
+    row.threads = 2
+    measure.one_round([measure.Candidate(row, times)], Fixed())  # type: ignore[arg-type]
+    assert asked[-2:] == [measure.SECOND_CORE_SECONDS, measure.ROUND_SECONDS]
 
 
 @pytest.mark.parametrize("bytes_at_once", [True, False])
