@@ -289,7 +289,8 @@ def opened(path: Path, name: str) -> dict[str, Array]:
         with loaded:
             size = sum(member.file_size for member in loaded.zip.infolist())
             if size > MOST_BYTES:
-                raise InputError(f"calibration data {path} unpacks to {human_bytes(size)}; give less than 4 GiB")
+                most = human_bytes(MOST_BYTES)
+                raise InputError(f"calibration data {path} unpacks to {human_bytes(size)}; give at most {most}")
             return dict(loaded)
     except (OSError, ValueError, EOFError, MemoryError, BadZipFile) as error:
         reason = first_line(error) or type(error).__name__

@@ -28,6 +28,7 @@ from edgemem.quant import quantize
 from edgemem.quant import state as states
 from edgemem.quant.scheme import names, parsed
 from edgemem.quant.w8 import quantized
+from edgemem.quant.w8a8 import JOINS, MOVES
 from edgemem.trial import random_inputs, trial
 from edgemem.verify import verify
 from tests.quantizing import Files, random_data
@@ -276,6 +277,49 @@ def test_a_matrix_that_an_unknown_operator_reads_comes_with_a_warning(tmp_path: 
     assert report.ratio == pytest.approx(0.5, abs=0.01)
     half = quantize(tmp_path / "m.onnx", tmp_path / "h.onnx", "f16", steps=STEPS)
     assert not any("Einsum" in text for text in half.warnings)
+
+
+class Recalling(nn.Module):
+    """y = x S' with S a sum that grows, left in float32: a product of two activations, one of them wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Linear(8, 32)
+        self.state = (edgemem.StateTensor("total", (4, 8), wide=True),)
+
+    def step(self, x: torch.Tensor, state: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        total = state["total"] + self.value(x).reshape(-1, 4, 8)
+        return (x.unsqueeze(1) @ total.transpose(1, 2)).squeeze(1), {"total": total}
+
+
+@pytest.mark.parametrize("name", ["memformer", "folding", "recalling"])
+def test_products_of_two_activations_are_of_int16(zoo: Files, name: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    if name == "recalling":
+        torch.manual_seed(0)
+        to_onnx(Recalling(), torch.randn(1, 4, 8), path)
+    else:
+        path = zoo(name)
+    quantize(path, tmp_path / "q.onnx", "w8a8", calibrate=random_data(path, tmp_path / "x.npz"), smallest=FEW)
+    graph = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "q.onnx"), data_prop=True).graph
+    kinds = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
+    kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    made = {output: node for node in graph.node for output in node.output}
+    constant = {tensor.name for tensor in graph.initializer}
+    pairs = 0
+    for node in (node for node in graph.node if node.op_type == "MatMul"):
+        sources = [stored(made, source) for source in node.input]
+        if not constant.intersection(sources):
+            pairs += 1
+            assert [kinds[source] for source in sources] == [onnx.TensorProto.INT16] * 2
+    assert pairs
+
+
+def stored(made: dict[str, onnx.NodeProto], name: str) -> str:
+    """What a factor is read from: the integers behind its moves and its DequantizeLinear."""
+    while name in made and made[name].op_type in MOVES | JOINS:
+        name = made[name].input[0]
+    return made[name].input[0] if name in made and made[name].op_type == "DequantizeLinear" else name
 
 
 class Bounded(nn.Module):
