@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,14 @@ OWN = ("onnxruntime", "openvino")  # these also read our file
 
 @dataclass(frozen=True)
 class Group:
-    """A model of the zoo and its schemes, each with its peers."""
+    """A model of the zoo and its schemes, each with its peers, all on as many threads."""
 
     name: str
     model: str
     settings: Mapping[str, object]
     schemes: Mapping[str, Sequence[str]]
     rounds: int = 30
+    threads: int = 1
 
 
 VQ = "vq:dim=4,codes=256"
@@ -60,6 +61,8 @@ GROUPS: Mapping[str, Group] = {
         {"w8a8": (*OWN, *INT8), "w8a8-dynamic": ()},
     ),
 }
+TWO = replace(GROUPS["base-narrow"], name=f"{GROUPS['base-narrow'].name}, two threads", threads=2)
+GROUPS = {**GROUPS, "base-narrow-2": TWO}
 # group, scheme, against (a scheme, an engine, the best engine with as many bits, or the roofline), at most
 GOALS: Sequence[tuple[str, str, str, float]] = (
     ("kws-narrow", "w8a8", "litert-int8", 0.6),
@@ -74,6 +77,10 @@ GOALS: Sequence[tuple[str, str, str, float]] = (
     ("base-narrow", "w8a8-dynamic", "best peer", 0.85),
     ("base-narrow", "w4g32", "best peer", 0.8),
     ("base-narrow", "w4g32", "w8", 1.0),
+    ("base-narrow-2", "w8", "best peer", 0.85),
+    ("base-narrow-2", "w8a8-dynamic", "best peer", 0.85),
+    ("base-narrow-2", "w4g32", "best peer", 0.8),
+    ("base-narrow-2", "w4g32", "w8", 1.0),
     ("segment-narrow", "w8a8", "roofline", 1 / 0.7),
     ("segment-narrow", "w8a8", "best peer", 1.0),
     ("segment-narrow", "w8a8-dynamic", "roofline", 1 / 0.7),
@@ -123,7 +130,8 @@ def measured(label: str, folder: Path, engines: Sequence[str], rounds: int) -> d
     found = measure(
         list(files.values()),
         ("aot",),
-        rounds=rounds,
+        group.threads,
+        rounds,
         against=peers,
         originals=dict.fromkeys(files.values(), original),
     )

@@ -59,11 +59,31 @@ class Library:
         self.kernels, self.handle = kernels, ctypes.CDLL(str(path))
 
     def __call__(self, symbol: str, reads: Sequence[Array], writes: Sequence[Array]) -> None:
+        kernel, reads = self.kernels[symbol], [aligned(array) for array in reads]
+        for share in halves(kernel.shares):
+            self.run(symbol, reads, writes, share)
+        if kernel.shares is not None:
+            self.check_turns(symbol, reads, writes, kernel.shares)
+
+    def run(self, symbol: str, reads: Sequence[Array], writes: Sequence[Array], share: tuple[int, ...]) -> None:
+        """One call, on work buffers of its own."""
         work = [aligned(np.full(size, 255, np.uint8)) for size in self.kernels[symbol].work_bytes]
-        held = [*map(aligned, reads), *writes, *work]
-        pointers = [ctypes.c_void_p(array.ctypes.data) for array in held]
-        for share in halves(self.kernels[symbol].shares):
-            self.handle[symbol](*pointers, *share)
+        pointers = [ctypes.c_void_p(array.ctypes.data) for array in [*reads, *writes, *work]]
+        self.handle[symbol](*pointers, *share)
+
+    def check_turns(self, symbol: str, reads: Sequence[Array], writes: Sequence[Array], shares: int) -> None:
+        """Threads may take any turns: each byte of the result is written in one of them, and needs no other."""
+        before, times = [read.tobytes() for read in reads], [np.zeros(written.nbytes, int) for written in writes]
+        for turn in range(shares):
+            low, high = ([aligned(np.full(w.nbytes, fill, np.uint8)) for w in writes] for fill in (0, 255))
+            for results in (low, high):
+                self.run(symbol, reads, results, (turn, turn + 1))
+            for count, a, b, whole in zip(times, low, high, writes, strict=True):
+                touched = a == b  # what is not written stays 0 in one, 255 in the other
+                count += touched
+                assert np.array_equal(a[touched], whole.reshape(-1).view(np.uint8)[touched]), (symbol, turn)
+        assert all((count == 1).all() for count in times), symbol
+        assert [read.tobytes() for read in reads] == before, symbol
 
 
 def run_tensors(folder: Path, tensors: list[Any], arrays: list[Array], target: Machine = HOST) -> tuple[Array, str]:
@@ -75,12 +95,19 @@ def run_tensors(folder: Path, tensors: list[Any], arrays: list[Array], target: M
     return result, schedule
 
 
+def kernels_of(module: Any, inputs: Sequence[str], target: Machine) -> tuple[Any, dict[str, Lowered], dict[str, str]]:
+    """The graph of a Relax module's `main`, with the lowered kernel and the schedule of each of its PrimFuncs."""
+    graph = graph_of(legalized(module, target, {}), inputs, ["result"])
+    pairs = {name: scheduled(function, target) for name, function in graph.functions.items()}
+    kernels = {name: lowered(function, name, target) for name, (function, _) in pairs.items()}
+    return graph, kernels, {name: schedule for name, (_, schedule) in pairs.items()}
+
+
 def run_module(folder: Path, module: Any, arrays: list[Array], target: Machine = HOST) -> tuple[Array, str]:
     """The first result of a Relax module's `main` on arrays, and the schedule of its last kernel."""
     names = [f"input{index}" for index in range(len(arrays))]
-    graph = graph_of(legalized(module, target, {}), names, ["result"])
-    pairs = {name: scheduled(function, target) for name, function in graph.functions.items()}
-    library = Library(folder, {name: lowered(pair[0], name, target) for name, pair in pairs.items()}, target)
+    graph, kernels, schedules = kernels_of(module, names, target)
+    library = Library(folder, kernels, target)
     values: dict[int, Array] = {graph.inputs[name].number: array for name, array in zip(names, arrays, strict=True)}
     values |= graph.constants
     for made in graph.calls:
@@ -88,4 +115,4 @@ def run_module(folder: Path, module: Any, arrays: list[Array], target: Machine =
         library(made.kernel, [values[tensor.number] for tensor in made.reads], results)
         values |= {tensor.number: result for tensor, result in zip(made.writes, results, strict=True)}
     result = graph.results["result"]
-    return values[result.number].reshape(result.shape), pairs[graph.calls[-1].kernel][1]
+    return values[result.number].reshape(result.shape), schedules[graph.calls[-1].kernel]

@@ -17,7 +17,7 @@ from edgemem.runtimes.aot.quantized import products, reasons, tables
 from edgemem.runtimes.aot.quantized.weights import Codes, Half, Int4, Int8, nibbles, widened
 from edgemem.runtimes.aot.schedules import lookup
 from edgemem.runtimes.aot.schedules.matmul import Panel
-from tests.aot_kernels import HOST, run_module, run_tensors
+from tests.aot_kernels import HOST, kernels_of, run_module, run_tensors
 
 Array = np.ndarray[Any, np.dtype[Any]]
 RUNNABLE = {HOST.dot, "portable", *(["pairs"] if HOST.dot == "vnni" else [])}
@@ -27,13 +27,18 @@ SHAPES = [(1, 64, 64), (1, 32, 10), (1, 96, 200), (3, 64, 17), (12, 64, 48)]
 
 def computed(folder: Path, x: Array, operator: Any, machine: Any = HOST) -> tuple[Array, str]:
     """The result of one operator on `x`, compiled for this machine, and the schedule it got."""
+    return run_module(folder, module_of(x, operator), [x], machine)
+
+
+def module_of(x: Array, operator: Any) -> Any:
+    """A Relax module of one operator on arrays like `x`."""
     builder = relax.BlockBuilder()
     variable = relax.Var("x", relax.TensorType(list(x.shape), str(x.dtype)))
     with builder.function("main", [variable]):
         with builder.dataflow():
             made = builder.emit_output(builder.normalize(operator(builder, variable)))
         builder.emit_func_output(made)
-    return run_module(folder, builder.get(), [x], machine)
+    return builder.get()
 
 
 @pytest.mark.parametrize(("m", "k", "n"), SHAPES)
@@ -70,6 +75,27 @@ def narrow(rng: np.random.Generator, kind: str, k: int, n: int) -> tuple[Any, Ar
     books = rng.standard_normal((2, 256, 4)).astype("f")
     decoded = sum(book[code].reshape(n, k) for book, code in zip(books.astype("d"), codes, strict=True))
     return Codes(codes, books, scale), (decoded * scale[:, None]).T
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize(
+    ("kind", "dot"),
+    [("f16", "portable"), ("vq", "portable"), *((k, d) for k in ("w8", "w4") for d in DOTS)]
+    + [("w8a8", d) for d in sorted(RUNNABLE)],
+)
+def test_threads_may_share_the_panels(kind: str, dot: str, rows: int) -> None:
+    """Of every narrow product; that a turn needs no other is checked wherever one is run."""
+    rng, machine = np.random.default_rng(0), replace(HOST, dot=dot)
+    x = np.zeros((rows, 96), "uint8" if kind == "w8a8" else "float32")
+    matrix, _ = narrow(rng, "w8" if kind == "w8a8" else kind, 96, 300)
+
+    def operator(builder: Any, a: Any) -> Any:
+        if kind == "w8a8":
+            return products.integer_product(builder, a, None, matrix.q, machine)
+        return products.product(builder, a, matrix, machine)
+
+    graph, kernels, _ = kernels_of(module_of(x, operator), ["x"], machine)
+    assert (kernels[graph.calls[-1].kernel].shares or 1) > 1
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from edgemem.compare import RELATIVE
 from edgemem.export import export_model
 from edgemem.modelfile import open_model
 from edgemem.quant import quantize
-from edgemem.trial import trial
+from edgemem.trial import occasions, trial
 from edgemem.verify import INT8_STEP
 from tests.aot_programs import compiled
 from tests.zoo import settings_of
@@ -53,11 +53,18 @@ def quantized(folder: Path, scheme: str, name: str = "rwkv4") -> Path:
     return path
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_every_scheme_equals_onnxruntime_on_narrow_weights(folder: Path, scheme: str) -> None:
-    path = quantized(folder, scheme)
-    manifest = compiled(path, folder / path.stem)
-    found = trial(edgemem.load(path), edgemem.load(folder / path.stem), 100, seed=3)
+@pytest.fixture(scope="module", params=SCHEMES)
+def program(request: pytest.FixtureRequest, folder: Path) -> tuple[str, Path, Path]:
+    """A scheme, the file that it makes of the model, and its compiled program."""
+    path = quantized(folder, request.param)
+    compiled(path, folder / path.stem)
+    return request.param, path, folder / path.stem
+
+
+def test_every_scheme_equals_onnxruntime_on_narrow_weights(program: tuple[str, Path, Path]) -> None:
+    scheme, path, folder = program
+    manifest = json.loads((folder / "manifest.json").read_text())
+    found = trial(edgemem.load(path), edgemem.load(folder), 100, seed=3)
     # Where a float is in the middle of two int16 steps, the two may round it apart: a step is 3e-5 of a tensor's range.
     assert found.holds or (scheme == "w8a8" and found.max_rel_error < 1e-3), (
         found.first_divergence,
@@ -71,6 +78,32 @@ def test_every_scheme_equals_onnxruntime_on_narrow_weights(folder: Path, scheme:
     assert [shape for _, shape in products] == SHAPES and products[-1][0].split(".")[0] == "logits"
 
 
+def test_threads_share_the_products_of_every_scheme(program: tuple[str, Path, Path]) -> None:
+    """Bit for bit as one thread, over many steps."""
+    folder = program[-1]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    kernels = {kernel["symbol"]: kernel for kernel in manifest["kernels"]}
+    largest = kernels[max(manifest["calls"], key=lambda call: call["weight_bytes"])["symbol"]]
+    assert (largest["shares"] or 1) > 1 or largest["schedule"] == "tables", largest
+    same_bytes(folder, steps=60)
+
+
+def same_bytes(folder: Path, steps: int) -> None:
+    """One, two and three threads give the same outputs and states, from the start state and from random ones."""
+
+    def seen(threads: int) -> list[bytes]:
+        program = edgemem.load(folder, threads=threads)
+        state, found = program.new_state(), []
+        for start, inputs in occasions(program.contract, steps, seed=2):
+            if start is not None:
+                state.set(start)
+            found += [value.tobytes() for value in (*program.step(inputs, state).values(), *state.get().values())]
+        return found
+
+    one = seen(1)
+    assert seen(2) == one and seen(3) == one and len(set(one)) > steps
+
+
 def test_products_of_many_rows_and_convolutions(folder: Path) -> None:
     """A segment model: 4-bit weights and codes for several rows at a time, and a matrix that is no product's."""
     settings = {"layers": 1, "width": 32, "heads": 2, "slots": 4, "segment": 4, "vocab": 16}
@@ -81,6 +114,7 @@ def test_products_of_many_rows_and_convolutions(folder: Path) -> None:
         compiled(path, folder / path.stem)
         found = trial(edgemem.load(path), edgemem.load(folder / path.stem), 30, seed=3)
         assert found.holds, (scheme, found.first_divergence, found.max_rel_error)
+        same_bytes(folder / path.stem, steps=12)
 
 
 def test_the_report_names_the_kernel_of_every_product(folder: Path) -> None:

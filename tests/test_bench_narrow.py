@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +59,32 @@ def test_every_peer_and_goal_is_known() -> None:
     for label, scheme, against, _ in narrow.GOALS:
         schemes = narrow.GROUPS[label].schemes
         assert scheme in schemes and against in {*schemes, *peers.names(), "best peer", "roofline"}
+
+
+def test_a_group_on_two_threads_gives_them_to_everyone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours and the peers': both are measured by one call, on the group's model and schemes."""
+    seen: dict[str, Any] = {}
+
+    def quantized(original: Path, path: Path, scheme: str, **_: object) -> None:
+        path.write_text(scheme)
+
+    def measured(
+        files: Sequence[Path], runtimes: Sequence[str], threads: int, rounds: int, **named: object
+    ) -> dict[str, object]:
+        seen.update(threads=threads, rounds=rounds, against=named["against"])
+        return {"rows": [{"file": str(path), "threads": threads} for path in files]}
+
+    monkeypatch.setattr("edgemem.export.export_model", lambda *_, **__: None)
+    monkeypatch.setattr("edgemem.quant.quantize", quantized)
+    monkeypatch.setattr(narrow, "calibration", lambda _: None)
+    monkeypatch.setattr(narrow, "measure", measured)
+    found = narrow.measured("base-narrow-2", tmp_path, ["litert"], 3)
+    one, two = narrow.GROUPS["base-narrow"], narrow.GROUPS["base-narrow-2"]
+    assert (one.threads, one.model, one.settings, one.schemes) == (1, two.model, two.settings, two.schemes)
+    assert [row["file"] for row in found["rows"]] == list(two.schemes) and seen["threads"] == 2 and seen["rounds"] == 3
+    assert {path.read_text(): peers for path, peers in seen["against"].items()} == {
+        "w8": ["litert-int8"], "w8a8-dynamic": [], "w4g32": ["litert-int4"]
+    }  # fmt: skip
 
 
 def test_a_step_measured_alone_keeps_the_others_and_their_machine(tmp_path: Path) -> None:

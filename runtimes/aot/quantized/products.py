@@ -119,36 +119,54 @@ def four_bit(builder: Any, x: Expr, matrix: Int4, shape: tuple[int, ...], machin
     panel = groups.panel_of(machine, shape[-1])
     if digits.fits(machine):
         return digits.four_bit(builder, x, matrix, shape, panel, machine)
-    count = matrix.scale.shape[0]
+    count, width = matrix.scale.shape[0], shape_of(x)[-1]
     q = np.pad(matrix.q, ((0, count * GROUP - len(matrix.q)), (0, 0)))
     scale = np.pad(matrix.scale, ((0, 0), (0, panel.count * panel.columns - shape[-1])))
     half = scale.astype(np.float16)
     held = half.view(np.uint16) if np.array_equal(half.astype(np.float32), scale) else scale
+    if width < count * GROUP:
+        x = emitted(builder, "group_pad", lambda a: whole_groups(a, count), x, pattern=OPAQUE)
+    sums = emitted(builder, "group_sums", group_sums, x, pattern=OPAQUE)
     return emitted(
-        builder, "product_w4", lambda a, w, s: four_bit_form(a, w, s, shape, panel), x, nibbles(panel, q), held
+        builder,
+        "product_w4",
+        lambda a, total, w, s: four_bit_form(a, total, w, s, shape, panel),
+        x,
+        sums,
+        nibbles(panel, q),
+        held,
     )
 
 
-def four_bit_form(x: Any, w: Any, scale: Any, shape: tuple[int, ...], panel: Panel) -> Any:
-    """x [..., K], w int32 [N / P, K / 8, P], scale [K / 32, N] in float32 or bits of float16 -> [..., N]
+def whole_groups(x: Any, count: int) -> Any:
+    """x [..., K] with zeros behind it, [..., 32 count]."""
+    width, nothing = int(x.shape[-1]), tirx.const(0.0, FLOAT)
+    return te.compute(
+        (*x.shape[:-1], count * GROUP),
+        lambda *i: tirx.if_then_else(i[-1] < width, x(*i[:-1], tirx.min(i[-1], width - 1)), nothing),
+        name="group_pad",
+    )
 
-    A nibble n among the bits of a float32 makes it 1 + n / 16, that is (q + 24) / 16.
-    """
-    lead, width, count = shape[:-1], int(x.shape[-1]), int(scale.shape[0])
-    if width < count * GROUP:
-        inner, nothing = x, tirx.const(0.0, FLOAT)
-        x = te.compute(
-            (*lead, count * GROUP),
-            lambda *i: tirx.if_then_else(i[-1] < width, inner(*i[:-1], tirx.min(i[-1], width - 1)), nothing),
-            name=groups.PAD,
-        )
+
+def group_sums(x: Any) -> Any:
+    """The sum of every 32 of x [..., K]: [..., K / 32]."""
+    *lead, width = (int(extent) for extent in x.shape)
     j = te.reduce_axis((0, GROUP // groups.LANES), name="j")
     some = te.compute(
-        (*lead, count, groups.LANES),
+        (*lead, width // GROUP, groups.LANES),
         lambda *i: te.sum(x(*i[:-2], i[-2] * GROUP + j * groups.LANES + i[-1]), axis=j),
         name=groups.SUM,
     )
-    total = te.compute((*lead, count), lambda *i: tree([some(*i, n) for n in range(groups.LANES)]), name=groups.SUMS)
+    return te.compute(some.shape[:-1], lambda *i: tree([some(*i, n) for n in range(groups.LANES)]), name="group_sums")
+
+
+def four_bit_form(x: Any, total: Any, w: Any, scale: Any, shape: tuple[int, ...], panel: Panel) -> Any:
+    """x [..., K], sums [..., K / 32], w int32 [N / P, K / 8, P], scale [K / 32, N] in float32 or bits of float16
+    -> [..., N]
+
+    A nibble n among the bits of a float32 makes it 1 + n / 16, that is (q + 24) / 16.
+    """
+    lead, count = shape[:-1], int(scale.shape[0])
     word = te.reduce_axis((0, GROUP // EIGHT), name="word")
 
     def part(*i: Any) -> Any:

@@ -33,6 +33,8 @@ def scheduled(function: Any, machine: Machine) -> tuple[Any, str]:
         attempts.append(("rows", lambda s: rows.schedule(s, machine)))
     if digits.JOINED in names:
         attempts.append(("digits", lambda s: digits.schedule(s, machine)))
+    if groups.SUM in names:
+        attempts.append(("groups", lambda s: groups.schedule_sums(s, machine)))
     if groups.TOTAL in names:
         attempts.append(("groups", lambda s: groups.schedule(s, machine)))
     if lookup.TOTAL in names:

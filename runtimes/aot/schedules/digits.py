@@ -34,18 +34,19 @@ def schedule(sch: Any, machine: Machine) -> None:
         follow(sch, followers, outer[-1], lanes)
     sch.set_scope(part, 0, "local")
     sch.compute_at(part, group[0] if group else outer[-1], preserve_unit_loops=True)
-    unrolled = in_part(sch, part, rows + 1 + len(group), lanes)
+    step, unrolled = in_part(sch, part, rows + 1 + len(group), lanes)
     if lanes > 1:
         sch.vectorize(lane)
     for loop in (vector, *unrolled):
         sch.unroll(loop)
     side_by_side(sch, [column, *outer])
+    sch.decompose_reduction(part, step)
     if group:
         sch.decompose_reduction(joined, group[0])
 
 
-def in_part(sch: Any, part: Any, axes: int, lanes: int) -> list[Any]:
-    """Order the sum of one part, whose own rows, group and digit are `axes`; the loops to unroll."""
+def in_part(sch: Any, part: Any, axes: int, lanes: int) -> tuple[Any, list[Any]]:
+    """Order the sum of one part, whose own rows, group and digit are `axes`; its outermost loop, those to unroll."""
     count = len(sch.get(part).iter_vars)
     own = sch.get_loops(part)[-count:]
     digit, column, *sums = own[axes - 1 :]
@@ -55,8 +56,7 @@ def in_part(sch: Any, part: Any, axes: int, lanes: int) -> list[Any]:
     sch.reorder(outer, inner, *sums[1:], digit, vector, lane)
     if lanes > 1:
         sch.vectorize(lane)
-    sch.decompose_reduction(part, outer)
-    return [inner, *sums[1:], digit, vector]
+    return outer, [inner, *sums[1:], digit, vector]
 
 
 def is_panel(buffer: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Products with 4-bit weights in groups of 32 inputs.
+"""Products with 4-bit weights in groups of 32 inputs, and the sums of a row's groups, which come before them.
 
 for each panel of P columns, for each tile of rows, for each group:
     part [R, P] = sum of 32 x[r, k] f[k, :]                f = 1.5 + q / 16, in registers
@@ -11,9 +11,9 @@ from typing import Any
 
 from edgemem.runtimes.aot.machine import Machine
 from edgemem.runtimes.aot.schedules.blocks import block_names
-from edgemem.runtimes.aot.schedules.matmul import SCALAR_PANEL, Panel, follow, tile_rows
+from edgemem.runtimes.aot.schedules.matmul import SCALAR_PANEL, Panel, follow, side_by_side, tile_rows
 
-PAD, SUM, SUMS, PART, TOTAL = "group_pad", "group_sum", "group_sums", "group_part", "group_total"
+SUM, PART, TOTAL = "group_sum", "group_part", "group_total"
 LANES = 8  # partial sums of a group
 VECTORS = {True: (4, 3), False: (2, 3)}  # per panel: many registers, few
 
@@ -36,7 +36,6 @@ def schedule(sch: Any, machine: Machine) -> None:
     weights = next(r.source for r in sch.get(part).reads if len(r.source.shape) == 3 and is_word(r.source))
     panel = int(weights.shape[-1])
     lanes = min(machine.lanes, panel & -panel)
-    in_lanes(sch, machine)
     *outer, column, group = sch.get_loops(total)
     sizes = [int(sch.get(loop).extent) for loop in outer]
     at = max((index for index, extent in enumerate(sizes) if extent > 1), default=len(sizes) - 1)
@@ -61,6 +60,7 @@ def schedule(sch: Any, machine: Machine) -> None:
         sch.vectorize(part_lane)
     for loop in (vector, in_row, part_vector, rows_of_part, word):
         sch.unroll(loop)
+    side_by_side(sch, [*batch, column, row])
     sch.decompose_reduction(part, word)
     sch.decompose_reduction(total, group)
 
@@ -69,7 +69,7 @@ def is_word(buffer: Any) -> bool:
     return str(buffer.ty.dtype) == "int32"
 
 
-def in_lanes(sch: Any, machine: Machine) -> None:
+def schedule_sums(sch: Any, machine: Machine) -> None:
     """Partial sums of a group in a vector."""
     block = sch.get_sblock(SUM)
     *_, lane, step = sch.get_loops(block)

@@ -15,7 +15,7 @@ from typing import Any
 
 from edgemem.runtimes.aot.machine import Machine
 from edgemem.runtimes.aot.schedules.blocks import block_names
-from edgemem.runtimes.aot.schedules.matmul import Panel, follow
+from edgemem.runtimes.aot.schedules.matmul import Panel, follow, side_by_side
 
 PARTS, TOTAL = "lookup_parts", "lookup_total"
 SPARE = 8  # registers for x, an entry and addresses
@@ -59,4 +59,5 @@ def schedule(sch: Any, machine: Machine) -> None:
         sch.vectorize(lane)
     for loop in tile:
         sch.unroll(loop)
+    side_by_side(sch, [column, *outer])
     sch.decompose_reduction(parts, g)

@@ -113,7 +113,10 @@ def schedule(sch: Any, machine: Machine, name: str) -> None:
 
 
 def side_by_side(sch: Any, loops: list[Any]) -> None:
-    """Mark the outermost loop that has turns to share, if TVM agrees that they may run beside each other."""
+    """Mark the outermost loop that has turns to share, if TVM agrees that they may run beside each other.
+
+    It does not see that of sums whose start is already a block of its own: this comes before `decompose_reduction`.
+    """
     from tvm.s_tir.schedule import ScheduleError
 
     for loop in loops:
