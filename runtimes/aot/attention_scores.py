@@ -20,6 +20,7 @@ from typing import Any
 
 from tvm import tirx
 
+from edgemem.runtimes.aot.ahead import ask
 from edgemem.runtimes.aot.lowering import SHARED
 from edgemem.runtimes.aot.schedules import WRITTEN
 
@@ -52,7 +53,7 @@ def kernel(heads: int, count: int, length: int, width: int, lanes: int) -> Any:
                 if present == lanes > 1:
                     for line in range(share):
                         at = ((head * count + i) * share + line) * LINE
-                        T.evaluate(ahead(tirx.BufferLoad(rows, [0, first + lanes, 0, at])))
+                        T.evaluate(ask(tirx.BufferLoad(rows, [0, first + lanes, 0, at])))
 
         whole, rest = divmod(length, lanes)
         share = -(-lanes * width // (count * LINE))  # lines of the next block to ask for in each turn
@@ -66,11 +67,6 @@ def kernel(heads: int, count: int, length: int, width: int, lanes: int) -> Any:
                     with T.Else():
                         block(tirx.const(whole * lanes, "int32"), rest)
     return made.get()
-
-
-def ahead(element: Expr) -> Expr:
-    """Ask for a line of memory before it is read; one behind the end is no error."""
-    return tirx.call_intrin("void", "tirx.prefetch", tirx.address_of(element), 0, 3, 1)
 
 
 def span(first: Expr, lanes: int) -> Expr:

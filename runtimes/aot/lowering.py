@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgemem.runtimes.aot.ahead import asking, sequence
 from edgemem.runtimes.aot.machine import Machine
 
 STACK_BYTES = 2048  # of one buffer inside a kernel
@@ -85,16 +86,18 @@ def with_pointers(function: Any, shared: dict[int, int]) -> Lowered:
     for kept, dropped in shared.items():
         pointers[dropped] = pointers[kept]
     statements, work = [], []
+    buffers: dict[int, Any] = {}
     for statement in sequence(function.body):
         if isinstance(statement, DeclBuffer) and isinstance(statement.data, ir.Call):
             index = next((i for i, p in enumerate(function.params) if statement.data.args[0].same_as(p)), None)
             if index is not None:
                 statement = DeclBuffer(statement.buffer, data=pointers[index])
+                buffers[index] = statement.buffer
         elif isinstance(statement, AllocBuffer) and nbytes(statement.buffer) > STACK_BYTES:
             room = pointer(statement.buffer)
             work.append((room, nbytes(statement.buffer)))
             statement = DeclBuffer(statement.buffer, data=room)
-        statements.append(statement)
+        statements.append(asking(statement, buffers))
     alone = not work and all(isinstance(other, DeclBuffer | AllocBuffer) for other in statements[:-1])
     bounds: list[Any] = []
     shares = None
@@ -121,13 +124,6 @@ def divided(loop: Any) -> tuple[Any, list[Any], int]:
     begin, end = (tirx.Var(name, str(loop.loop_var.ty.dtype)) for name in ("begin", "end"))
     share = tirx.For(loop.loop_var, begin, end - begin, tirx.ForKind.SERIAL, loop.body)
     return share, [begin, end], int(loop.extent)
-
-
-def sequence(body: Any) -> list[Any]:
-    """The statements of a body, one by one."""
-    from tvm import tirx
-
-    return list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
 
 
 def pointer(buffer: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from edgemem.runtimes.aot import ahead
 from edgemem.runtimes.aot.lowering import SHARED
 from edgemem.runtimes.aot.machine import Machine
 from edgemem.runtimes.aot.schedules import spatial
@@ -108,6 +109,8 @@ def schedule(sch: Any, machine: Machine, name: str) -> None:
         sch.vectorize(lane)
     for loop in (vector, in_row, in_k):
         sch.unroll(loop)
+    if name.startswith(PACKED) and (producers or not any(int(sch.get(loop).extent) > 1 for loop in batch)):
+        ahead.annotate(sch, k, sch.get(block).reads[-1].source, machine)
     side_by_side(sch, [column, *batch, row] if producers else [*batch, column, row])
     sch.decompose_reduction(block, k)
 
