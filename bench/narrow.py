@@ -37,6 +37,7 @@ class Group:
 
 
 VQ = "vq:dim=4,codes=256"
+MIRRORED = f"{VQ},mirror=1"
 GROUPS: Mapping[str, Group] = {
     "kws-narrow": Group(
         "the shipped keyword spotter", "kws-lmuformer", {}, {"w8a8": (*OWN, *INT8), "w8a8-dynamic": ()}
@@ -45,7 +46,7 @@ GROUPS: Mapping[str, Group] = {
         "RWKV-4, 8 layers of 512",
         "rwkv4",
         {"layers": 8, "width": 512, "vocab": 4096},
-        {"w8": INT8, "w8a8-dynamic": (), "w4g32": (*OWN, *INT4), VQ: ()},
+        {"w8": INT8, "w8a8-dynamic": (), "w4g32": (*OWN, *INT4), VQ: (), MIRRORED: ()},
     ),
     "base-narrow": Group(
         "RWKV-4, 12 layers of 768, 50,277 tokens",
@@ -73,6 +74,7 @@ GOALS: Sequence[tuple[str, str, str, float]] = (
     ("mid-narrow", "w4g32", "w8", 1.0),
     ("mid-narrow", "w4g32", "w8a8-dynamic", 1.0),
     ("mid-narrow", VQ, "w4g32", 1.0),
+    ("mid-narrow", MIRRORED, "w4g32", 1.0),
     ("base-narrow", "w8", "best peer", 0.85),
     ("base-narrow", "w8a8-dynamic", "best peer", 0.85),
     ("base-narrow", "w4g32", "best peer", 0.8),
@@ -192,7 +194,7 @@ def cells(label: str, row: Mapping[str, Any]) -> list[str]:
     return [
         GROUPS[label].name,
         f"`{row['file']}`" if ours else "",
-        str(2 if row["file"] == VQ else peer_bits(row["file"])),
+        str(2 if row["file"].startswith(VQ) else peer_bits(row["file"])),
         f"{row['bytes_per_step'] / MB:.2f} MB" if ours else "",
         f"`{row['runtime']}`",
         f"{row['p50_us']:,.1f}",

@@ -55,11 +55,14 @@ SCHEMES = (
     "vq:dim=8,codes=256",
     "memory-vq",
 )
+MIRRORED = f"{BITS2},mirror=1,tune=100"
 FURTHER = {
     "asr-folding": (f"{BITS2},tune=400", "memory-vq:tune=120"),  # more training, where it is cheap
-    "lm-rwkv4": ("vq:dim=8,codes=256,tune=100",),
+    "kws-lmuformer": (MIRRORED,),
+    "lm-rwkv4": (MIRRORED, "vq:dim=8,codes=256,tune=100"),
+    "lm-memformer": (MIRRORED,),
 }
-WHOLE = ("w8", "w8a8", "vq:dim=2,codes=256", f"{BITS2},tune=100", "memory-vq", *FURTHER["asr-folding"])
+WHOLE = ("w8", "w8a8", "vq:dim=2,codes=256", f"{BITS2},tune=100", MIRRORED, "memory-vq", *FURTHER["asr-folding"])
 FOLDER = Path(__file__).parents[1] / "build" / "quant"
 LOCK = FOLDER / "lock"
 STALE = "†"  # beside a model whose checkpoint is another by now
@@ -189,9 +192,9 @@ def section(result: dict[str, Any]) -> Section:
             "initializers: embeddings, scales and codebooks included. The output error is RMS, relative, over the "
             "packaged calibration sequences; quality is the task's, streamed, beside float32 on the same bytes or "
             "clips. onnxruntime dequantizes int8 weights anew in every step; compiled programs need not. 4-bit codes "
-            "are `dim=2`, 2-bit ones `dim=4`, 1-bit ones `dim=8`; `tune` trains their codebooks. `memory-vq` shrinks "
-            "the state alone, 16 times below bfloat16. The picture: a slow accumulator whose state is stored in fewer "
-            "bits (`python -m bench.state_collapse`)."
+            "are `dim=2`, 2-bit ones `dim=4`, 1-bit ones `dim=8`; `tune` trains their codebooks, `mirror` ties their "
+            "halves. `memory-vq` shrinks the state alone, 16 times below bfloat16. The picture: a slow accumulator "
+            "whose state is stored in fewer bits (`python -m bench.state_collapse`)."
             + (f" {STALE} measured with an earlier checkpoint than the one that ships." if STALE in notes else "")
             + (
                 f" {UNTRACED} of an earlier run, before scores and times named their files."

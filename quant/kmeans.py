@@ -5,7 +5,8 @@
     update    c[k, d] = sum_{a[n] = k} h[n, d] p[n, d] / sum_{a[n] = k} h[n, d]
 
 Centres start by k-means++ (Arthur & Vassilvitskii 2007). A centre that has lost its points takes the point with the
-largest error.
+largest error. Mirrored centres are pairs c, -c: a point counts for the first of its pair, turned round where it lies
+nearer to the second.
 """
 
 from __future__ import annotations
@@ -22,35 +23,64 @@ BLOCK = 1 << 11
 DISTINCT_BELOW = 1 << 12  # points among which equal ones are looked for
 
 
-def kmeans(points: Array, count: int, weights: Array | None = None, seed: int = 0, rounds: int = ROUNDS) -> Array:
-    """Centres [min(count, distinct points), d], float32, of points [n, d]; `weights` is [n, d]."""
+def kmeans(
+    points: Array,
+    count: int,
+    weights: Array | None = None,
+    seed: int = 0,
+    rounds: int = ROUNDS,
+    mirrored: bool = False,
+) -> Array:
+    """Centres [min(count, distinct points), d], float32, of points [n, d]; `weights` is [n, d].
+
+    `mirrored`: the second half is the first with the other sign; `count` is even, and points are distinct up to sign.
+    """
     rng = np.random.default_rng(seed)
     p = points.astype(np.float32)
     h = None if weights is None else weights.astype(np.float32)
     if len(p) > SAMPLE:
         kept = np.sort(rng.choice(len(p), SAMPLE, replace=False))
         p, h = p[kept], None if h is None else h[kept]
-    if len(p) < DISTINCT_BELOW and len(distinct := np.unique(p, axis=0)) <= count:
-        return distinct
-    centres = started(p, h, count, rng)
+    free = count // 2 if mirrored else count
+    every = with_mirrored if mirrored else np.asarray
+    if len(p) < DISTINCT_BELOW and len(distinct := np.unique(turned(p) if mirrored else p, axis=0)) <= free:
+        return every(distinct)
+    centres = started(p, h, free, rng, mirrored)
     before = np.inf
     for _ in range(rounds):
-        labels, errors = assigned(p, centres, h)
+        labels, errors = assigned(p, every(centres), h)
         if errors.sum() >= before * (1 - 1e-6):
             break
         before = errors.sum()
-        centres = updated(p, h, labels, errors, centres)
-    return centres
+        sides = np.where(labels < free, 1, -1).astype(p.dtype)[:, None]
+        centres = updated(p * sides, h, labels % free, errors, centres)
+    return every(centres)
 
 
-def started(p: Array, h: Array | None, count: int, rng: np.random.Generator) -> Array:
+def with_mirrored(half: Array) -> Array:
+    """Centres [n, d], and behind them their negations."""
+    return np.concatenate([half, -half])
+
+
+def turned(p: Array) -> Array:
+    """Points, those whose first number that is not 0 is negative with the other sign."""
+    first = np.take_along_axis(p, (p != 0).argmax(axis=1)[:, None], axis=1)
+    return np.where(first < 0, -p, p) + np.zeros(1, p.dtype)  # no negative zeros
+
+
+def started(p: Array, h: Array | None, count: int, rng: np.random.Generator, mirrored: bool) -> Array:
     """k-means++: each centre is a point, drawn in proportion to its error under those before it."""
+
+    def error(centre: Array) -> Array:
+        own = squared(p, centre, h)
+        return np.minimum(own, squared(p, -centre, h)) if mirrored else own
+
     chosen = [int(rng.integers(len(p)))]
-    errors = squared(p, p[chosen[0]], h)
+    errors = error(p[chosen[0]])
     for _ in range(count - 1):
         total = np.cumsum(errors)
         chosen.append(int(min(np.searchsorted(total, rng.random() * total[-1], side="right"), len(p) - 1)))
-        errors = np.minimum(errors, squared(p, p[chosen[-1]], h))
+        errors = np.minimum(errors, error(p[chosen[-1]]))
     return p[chosen]
 
 

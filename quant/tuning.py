@@ -39,18 +39,25 @@ Pool = tuple[list[Weight], list["Coded"]]
 
 @dataclass
 class Trained:
-    """One matrix: its parameter's name, fixed codes, and what is trained; `book` is shared by its pool."""
+    """One matrix: its parameter's name, fixed codes, and what is trained; `book` is shared by its pool. Of mirrored
+    codebooks it is the first halves.
+    """
 
     parameter: str
     weight: Weight
     codes: Tensor  # [R, outputs, groups]
-    book: Tensor  # [R, K, dim]
+    book: Tensor  # [R, K, dim], or [R, K / 2, dim]
     start: Tensor  # [outputs], the scales before
     gain: Tensor  # [outputs], their logarithmic change
+    mirrored: bool
+
+    def books(self) -> Tensor:
+        """[R, K, dim]"""
+        return torch.cat([self.book, -self.book], dim=1) if self.mirrored else self.book
 
     def value(self) -> Tensor:
         """The parameter in the module's layout."""
-        terms = [self.book[r][self.codes[r]] for r in range(len(self.codes))]
+        terms = [book[codes] for book, codes in zip(self.books(), self.codes, strict=True)]
         rows = torch.stack(terms).sum(dim=0).flatten(1) * (self.start * self.gain.exp())[:, None]
         stored = rows if self.weight.by_row else rows.T
         return stored.T if self.weight.name.endswith(".T") else stored
@@ -66,9 +73,12 @@ def tuned(job: Job, pools: Sequence[Pool], steps: int, seed: int) -> list[Pool]:
         raise UsageError("vq with tune needs calibration data; give some by --calibrate")
     module = module_of(job)
     names = dict(module.named_parameters())
+    mirrored = bool(job.settings["mirror"])
     trained: list[Trained] = []
     for weights, coded in pools:
-        book = torch.from_numpy(coded[0].books.astype(np.float32)).requires_grad_()
+        count = coded[0].books.shape[1]
+        held = coded[0].books[:, : count // 2 if mirrored else count]
+        book = torch.from_numpy(held.astype(np.float32)).requires_grad_()
         for weight, code in zip(weights, coded, strict=True):
             parameter = weight.name.removesuffix(".T")
             scale = torch.from_numpy(code.scale.astype(np.float32))
@@ -80,6 +90,7 @@ def tuned(job: Job, pools: Sequence[Pool], steps: int, seed: int) -> list[Pool]:
                     book,
                     scale,
                     torch.zeros_like(scale).requires_grad_(),
+                    mirrored,
                 )
             )
     learnt = [item for item in trained if item.parameter]
@@ -200,6 +211,6 @@ def with_results(pools: Sequence[Pool], trained: list[Trained]) -> list[Pool]:
         for weight, code in zip(weights, coded, strict=True):
             item = by_name[weight.name]
             scale: Array = (item.start * item.gain.exp()).detach().numpy().astype(code.scale.dtype)
-            renewed.append(replace(code, books=item.book.detach().numpy().astype(np.float16), scale=scale))
+            renewed.append(replace(code, books=item.books().detach().numpy().astype(np.float16), scale=scale))
         found.append((weights, renewed))
     return found

@@ -13,9 +13,10 @@
 W.codes uint8 [out, in / dim] (uint16 above 256 codes), W.book float16 [codes, dim], W.scale.rows [out, 1]. Small
 matrices share a codebook, which has the name of the first. It is found by k-means++. With calibration data every input
 counts by its second moment, and codes make good what those before them left (see `edgemem.quant.compensation`);
-`tune=STEPS` trains the codebooks from there (see `edgemem.quant.tuning`). Stored as in `w8`: what the codes do not fit,
-or would not make smaller than int8; tables that lookups read and matrices that make logits, the most sensitive of
-all, where they are a small part of the model.
+`tune=STEPS` trains the codebooks from there (see `edgemem.quant.tuning`). With `mirror=1` entry e + codes / 2 of a
+codebook is the negation of entry e, to the last bit: compiled products by tables make and look up one half. Stored as
+in `w8`: what the codes do not fit, or would not make smaller than int8; tables that lookups read and matrices that make
+logits, the most sensitive of all, where they are a small part of the model.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from edgemem.errors import UsageError
 from edgemem.program import Array
 from edgemem.quant import compensation, graph, w8
 from edgemem.quant.graph import Builder, Weight, as_float32, narrow_scales, replace
-from edgemem.quant.kmeans import assigned, kmeans
+from edgemem.quant.kmeans import assigned, kmeans, with_mirrored
 from edgemem.quant.scheme import Job, Scheme
 
 INT32 = ir.DataType.INT32
@@ -67,19 +68,25 @@ def check(settings: Mapping[str, int | str]) -> None:
     """Refuse sizes that cannot be.
 
     Raises:
-        UsageError: `dim`, `codes` or `residual` outside what codes can be.
+        UsageError: `dim`, `codes` or `residual` outside what codes can be, or no two halves to mirror.
     """
-    dim, codes, residual = (int(settings[key]) for key in ("dim", "codes", "residual"))
+    dim, codes, residual, mirror = (int(settings[key]) for key in ("dim", "codes", "residual", "mirror"))
     if dim < 1 or not 2 <= codes <= MOST_CODES or not 1 <= residual <= 8:
         raise UsageError(
             f"scheme vq: dim of at least 1, codes of 2 to {MOST_CODES} and residual of 1 to 8 were wanted, "
             f"dim={dim}, codes={codes}, residual={residual} came; for example vq:dim=4,codes=256"
+        )
+    if mirror > 1 or (mirror and codes % 2):
+        raise UsageError(
+            f"scheme vq: mirror of 0, or of 1 with an even number of codes, was wanted, mirror={mirror}, "
+            f"codes={codes} came; for example vq:dim=4,codes=256,mirror=1"
         )
 
 
 def apply(job: Job) -> None:
     """Rewrite every matrix that codes make smaller than int8."""
     dim, codes, residual, seed = (int(job.settings[key]) for key in ("dim", "codes", "residual", "seed"))
+    mirrored = bool(job.settings["mirror"])
     fitting: list[Weight] = []
     others: list[Weight] = []
     kept = ends(job)
@@ -92,7 +99,7 @@ def apply(job: Job) -> None:
         job.tick("coding", index / len(together))
         moments = [job.second_moments(weight) for weight in pool]
         grams = [job.gram(weight) for weight in pool]
-        coded = encoded([weight.rows for weight in pool], dim, codes, residual, moments, seed, grams)
+        coded = encoded([weight.rows for weight in pool], dim, codes, residual, moments, seed, grams, mirrored)
         if coded[0].books.nbytes + sum(c.own_bytes for c in coded) >= sum(w.array.size for w in pool):
             others.extend(pool)
         else:
@@ -140,8 +147,11 @@ def encoded(
     moments: list[Array | None] | None = None,
     seed: int = 0,
     grams: list[Array | None] | None = None,
+    mirrored: bool = False,
 ) -> list[Coded]:
     """Matrices [outputs, inputs] as codes of common codebooks; each further codebook fits what those before it left.
+
+    `mirrored` ties the second half of each codebook to the first.
 
     `moments` has the second moment of every input of each matrix [inputs], or None where it is not known.
     """
@@ -155,8 +165,8 @@ def encoded(
         weights = np.concatenate([w.reshape(-1, dim) for w in counts])
     all_codes, books = [], []
     for stage in range(residual):
-        book = kmeans(left, codes, weights, seed + stage)
-        book = np.pad(book, ((0, codes - len(book)), (0, 0)), mode="edge").astype(np.float16)
+        book = kmeans(left, codes, weights, seed + stage, mirrored=mirrored)
+        book = filled(book, codes, mirrored).astype(np.float16)
         labels, _ = assigned(left, book, weights)
         left = left - book[labels].astype(np.float64)
         all_codes.append(labels.astype(np.uint8 if codes <= 256 else np.uint16))
@@ -169,6 +179,13 @@ def encoded(
     ]
     known = grams or [None] * len(matrices)
     return [c if g is None else compensated(c, rows, g) for c, rows, g in zip(found, matrices, known, strict=True)]
+
+
+def filled(book: Array, codes: int, mirrored: bool) -> Array:
+    """A codebook with its last entry repeated up to `codes` entries, in each half of a mirrored one."""
+    if mirrored:
+        return with_mirrored(filled(book[: len(book) // 2], codes // 2, False))
+    return np.pad(book, ((0, codes - len(book)), (0, 0)), mode="edge")
 
 
 def compensated(coded: Coded, rows: Array, gram: Array) -> Coded:
@@ -240,7 +257,7 @@ SCHEME = Scheme(
     "vq",
     "vector codes and float16 codebooks: log2(codes) / dim bits per weight",
     apply,
-    {"dim": 4, "codes": 256, "residual": 1, "tune": 0, "seed": 0},
+    {"dim": 4, "codes": 256, "residual": 1, "mirror": 0, "tune": 0, "seed": 0},
     uses_data=True,
     check=check,
 )

@@ -71,10 +71,7 @@ def narrow(rng: np.random.Generator, kind: str, k: int, n: int) -> tuple[Any, Ar
     if kind == "w4":
         q, scales = rng.integers(-8, 8, (k, n)).astype(np.int8), rng.uniform(0.5, 2, (-(-k // 32), n)).astype("f")
         return Int4(q, scales), q * np.repeat(scales.astype("d"), 32, axis=0)[:k]
-    codes = rng.integers(0, 256, (2, n, k // 4)).astype(np.uint8)
-    books = rng.standard_normal((2, 256, 4)).astype("f")
-    decoded = sum(book[code].reshape(n, k) for book, code in zip(books.astype("d"), codes, strict=True))
-    return Codes(codes, books, scale), (decoded * scale[:, None]).T
+    return coded(rng, k, n, 4, 256, 2, mirrored=False)
 
 
 @pytest.mark.parametrize("rows", [1, 4])
@@ -98,6 +95,7 @@ def test_threads_may_share_the_panels(kind: str, dot: str, rows: int) -> None:
     assert (kernels[graph.calls[-1].kernel].shares or 1) > 1
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs", "dim", "entries", "residual"),
     [
@@ -105,29 +103,85 @@ def test_threads_may_share_the_panels(kind: str, dot: str, rows: int) -> None:
         (3, 96, 128, 2, 100, 1),
         (1, 64, 300, 8, 256, 2),
         (4, 40, 20, 4, 16, 2),
+        (2, 36, 192, 4, 128, 3),
         (1, 7, 70, 1, 64, 1),
+        (1, 1040, 64, 4, 64, 1),
     ],
 )
 def test_codes_by_tables(
-    tmp_path: Path, rows: int, inputs: int, outputs: int, dim: int, entries: int, residual: int
+    tmp_path: Path, mirrored: bool, rows: int, inputs: int, outputs: int, dim: int, entries: int, residual: int
 ) -> None:
-    """Tables of one, two and four registers, one and several books, blocks of groups, outputs that fill no panel."""
+    """Tables of one, two and four registers, one and several books, halves of mirrored ones, blocks of groups with an
+    odd number left, outputs that fill no panel.
+    """
     rng = np.random.default_rng(inputs)
-    codes = rng.integers(0, entries, (residual, outputs, inputs // dim)).astype(np.uint8)
-    codes[:, 0], codes[:, 1] = 0, entries - 1
-    books = rng.standard_normal((residual, entries, dim)).astype("f")
-    scale = rng.uniform(0.5, 2, outputs).astype("f")
+    matrix, _ = coded(rng, inputs, outputs, dim, entries, residual, mirrored)
+    matrix.codes[:, 0], matrix.codes[:, 1] = 0, entries - 1
     x = rng.standard_normal((rows, inputs)).astype("f")
     x[0] *= 1e-20
-    matrix = Codes(codes, books, scale)
+    assert tables.entries(matrix) == (entries // 2 if mirrored else entries)
     assert tables.fits(HOST, matrix) or "avx512vbmi" not in features()
     y, schedule = computed(tmp_path, x, lambda builder, a: products.product(builder, a, matrix, HOST))
-    decoded = sum(book[code].reshape(outputs, inputs) for book, code in zip(books.astype("d"), codes, strict=True))
-    wanted = x.astype("d") @ (decoded * scale[:, None].astype("d")).T
+    wanted = x.astype("d") @ values(matrix)
     error = np.abs(y - wanted).max(axis=1) / np.abs(wanted).max(axis=1)
     assert (error < 3e-6).all(), error
     if tables.fits(HOST, matrix):  # the last kernel: the product, or what takes the padding of its outputs away
         assert schedule == ("loops" if outputs % tables.WIDE else "tables")
+
+
+def coded(
+    rng: np.random.Generator, inputs: int, outputs: int, dim: int, entries: int, residual: int, mirrored: bool
+) -> tuple[Codes, Array]:
+    """A random matrix of codes, and what it stands for [inputs, outputs]."""
+    books = rng.standard_normal((residual, entries, dim)).astype("f")
+    if mirrored:
+        books[:, entries // 2 :] = -books[:, : entries // 2]
+    codes = rng.integers(0, entries, (residual, outputs, inputs // dim)).astype(np.uint8)
+    matrix = Codes(codes, books, rng.uniform(0.5, 2, outputs).astype("f"))
+    return matrix, values(matrix)
+
+
+def values(matrix: Codes) -> Array:
+    """What codes stand for, in double precision [inputs, outputs]."""
+    terms = [
+        book[code].reshape(len(code), -1) for book, code in zip(matrix.books.astype("d"), matrix.codes, strict=True)
+    ]
+    return (sum(terms[1:], terms[0]) * matrix.scale[:, None]).T
+
+
+def test_an_entry_that_mirrors_none(tmp_path: Path) -> None:
+    """One number in its last bit, and the whole table is made: a half would give it the wrong entry."""
+    matrix, _ = coded(np.random.default_rng(2), 64, 256, 4, 256, 1, mirrored=True)
+    books = matrix.books.copy()
+    books[0, 200, 1] = np.nextafter(books[0, 200, 1], np.float32(9))
+    assert tables.entries(matrix) == 128 and tables.entries(replace(matrix, books=books)) == 256
+    books[0, 200, 1] += 3
+    matrix.codes[0, :, 5] = 200
+    changed = replace(matrix, books=books)
+    x = np.random.default_rng(3).standard_normal((1, 64)).astype("f")
+    y, _ = computed(tmp_path, x, lambda builder, a: products.product(builder, a, changed, HOST))
+    wanted = x.astype("d") @ values(changed)
+    np.testing.assert_allclose(y, wanted, atol=3e-6 * np.abs(wanted).max())
+    assert np.abs(x.astype("d") @ values(matrix) - wanted).max() > 1
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_tables_at_their_limits(tmp_path: Path, mirrored: bool) -> None:
+    """The largest entry of either sign in every group, alone and by turns: no sum of bytes or words goes round."""
+    books = np.zeros((1, 256, 4), "f")
+    books[0, 0], books[0, 128], books[0, 7, 0], books[0, 135, 0] = 1, -1, 0.25, -0.25
+    if not mirrored:
+        books[0, 9] = 0.5
+    codes = np.zeros((1, 256, 512), np.uint8)
+    codes[0, 1], codes[0, 2, ::2], codes[0, 3], codes[0, 4, 1:] = 128, 128, 7, 135
+    matrix = Codes(codes, books, np.ones(256, "f"))
+    x = np.array([[1e30] * 2048, [-1e-30] * 2048, [0] * 2048], "f")
+    y, _ = computed(tmp_path, x, lambda builder, a: products.product(builder, a, matrix, HOST))
+    wanted = x.astype("d") @ values(matrix)
+    bound = np.abs(x).max(axis=1, keepdims=True) * 4 * 512 * 2.0**-22
+    assert tables.entries(matrix) == (128 if mirrored else 256)
+    assert (np.abs(y - wanted) <= bound).all() and not y[2].any()
+    assert not y[:, 2].any()  # as many of one sign as of the other
 
 
 def test_codes_by_tables_keep_what_is_not_finite(tmp_path: Path) -> None:
@@ -278,7 +332,9 @@ def test_the_report_says_why_no_better() -> None:
     assert reasons.of_product(matrix, 1, plain).endswith("the core sums no four products of bytes at once")
     assert reasons.of_product(few, 5, plain).startswith("5 rows read each panel")
     assert reasons.of_product(few, 1, plain).endswith("no AVX512-VBMI to look up 64 at once")
+    signed, _ = coded(rng, 8, 256, 4, 256, 1, mirrored=True)
     if tables.permutes(HOST):
+        assert reasons.of_product(signed, 1, HOST).startswith("tables of the activations' products with one half")
         assert reasons.of_product(matrix, 1, HOST).endswith("numbers of three bytes, vpdpbusd")
         assert reasons.of_product(few, 1, HOST).endswith("256 entries would take longer to make than 8 outputs to read")
         assert reasons.of_product(many, 1, HOST).endswith("tables hold 256 entries, the codebook has 300")

@@ -31,7 +31,7 @@ SCHEMES = (
     "w8a8-outlier",
     "w4g32",
     "vq:dim=4,codes=32",
-    "vq:dim=4,codes=16,residual=2",
+    "vq:dim=4,codes=16,residual=2,mirror=1",
 )
 KERNELS = {"f16": "f16", "w8": "w8", "w8a8": "w8a8", "w8a8-dynamic": "w8a8", "w8a8-outlier": "w8a8", "w4g32": "w4"}
 SETTINGS = {"layers": 1, "width": 64, "vocab": 64}

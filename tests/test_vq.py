@@ -12,12 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgemem import load
+from edgemem.errors import UsageError
 from edgemem.modelfile import open_model
 from edgemem.narrow import as_parent
 from edgemem.quant import memory_tuning, memory_vq, quantize
 from edgemem.quant.calibration import Calibration, read
 from edgemem.quant.kmeans import assigned, kmeans
-from edgemem.quant.scheme import Job
+from edgemem.quant.scheme import Job, parsed
 from edgemem.quant.vq import encoded
 from edgemem.trial import poisoned
 from edgemem.verify import verify
@@ -62,6 +63,53 @@ def test_each_residual_codebook_makes_the_error_smaller() -> None:
     rows = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     errors = [np.mean((encoded([rows], 4, 64, residual)[0].decoded() - rows) ** 2) for residual in (1, 2, 3)]
     assert errors[0] > 1.5 * errors[1] > 2.25 * errors[2]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(st.integers(0, 1000), st.sampled_from([1, 2, 4]), st.sampled_from([2, 16, 64]), st.booleans(), st.booleans())
+def test_mirrored_codebooks(seed: int, dim: int, codes: int, weighted: bool, repeated: bool) -> None:
+    """Negations to the last bit, also where points are fewer than entries; no worse than half as many free entries,
+    of which each may be one of a pair.
+    """
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((12, 8)).astype(np.float32)
+    if repeated:
+        rows = (rows[:1] * rng.choice([-1, 0, 1], (12, 1))).astype(np.float32)
+    moments = [rng.uniform(0.1, 10, 8)] if weighted else [None]
+    (coded,) = encoded([rows], dim, codes, moments=moments, seed=seed, mirrored=True)
+    assert coded.books.shape == (1, codes, dim)
+    np.testing.assert_array_equal(coded.books[:, codes // 2 :], -coded.books[:, : codes // 2])
+    points, h = rng.standard_normal((200, dim)), rng.uniform(0.1, 10, (200, dim)) if weighted else None
+    pairs, free = kmeans(points, codes, h, seed, mirrored=True), kmeans(points, codes // 2, h, seed)
+    assert assigned(points, pairs, h)[1].sum() <= assigned(points, free, h)[1].sum() * 1.001
+    assert not np.isnan(coded.decoded()).any()
+
+
+def test_mirrored_codes_are_about_as_good_as_free_ones() -> None:
+    """Of weights that are as often of one sign as of the other."""
+    rows = np.random.default_rng(0).standard_normal((128, 256)).astype(np.float32)
+    free, mirrored, half = (
+        np.mean((encoded([rows], 4, codes, mirrored=m)[0].decoded() - rows) ** 2)
+        for codes, m in ((64, False), (64, True), (32, False))
+    )
+    assert mirrored < 1.03 * free < 0.9 * half
+
+
+def test_codebooks_stay_mirrored_when_they_are_trained(models: Path, tmp_path: Path) -> None:
+    """Each of them in the file, and the model is better for it: else what was trained would have been dropped."""
+    out = tmp_path / "q.onnx"
+    report = quantize(models / "k.onnx", out, "vq:dim=8,codes=64,residual=2,mirror=1,tune=3", steps=10)
+    assert not any("tuning" in warning for warning in report.warnings)
+    books = [value.numpy() for name, value in open_model(out).onnx.initializers.items() if ".book" in name]
+    assert len(books) >= 4
+    for book in books:
+        np.testing.assert_array_equal(book[32:], -book[:32])
+
+
+@pytest.mark.parametrize(("scheme", "came"), [("codes=255,mirror=1", "codes=255"), ("codes=16,mirror=2", "mirror=2")])
+def test_what_cannot_be_mirrored(scheme: str, came: str) -> None:
+    with pytest.raises(UsageError, match=rf"even number of codes, was wanted, .*{came}.* came; for example vq:"):
+        parsed(f"vq:dim=4,{scheme}")
 
 
 def test_codes_and_codebooks_survive_the_file(models: Path, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def command(
     w8a8          the whole step in integers, scales from calibration; calibrator
     w8a8-outlier  int8 × int8, the few huge features in float16; percent
     w4g32         4-bit weights, a scale per 32 inputs
-    vq            codes of vectors of weights; dim, codes, residual, tune, seed
+    vq            codes of vectors of weights; dim, codes, residual, mirror, tune, seed
     memory-vq     codes of what is remembered; dim, codes, tune, seed
 
     w8a8, w8a8-outlier, memory-vq, and states other than f32 and f16 need calibration data, which a shipped model has

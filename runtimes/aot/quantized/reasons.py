@@ -39,14 +39,16 @@ def of_static(machine: Machine) -> str:
 
 def of_codes(matrix: Codes, rows: int, machine: Machine) -> str:
     """Of vector codes."""
-    entries, outputs = matrix.books.shape[1], matrix.shape[1]
+    entries, outputs = int(matrix.books.shape[1]), matrix.shape[1]
     if rows > lookup.MOST_ROWS:
         return f"{rows} rows read each panel of weights, decoded once in every step"
     if tables.fits(machine, matrix):
-        return "tables of the activations' products with the codebook, 64 outputs at a time by vpermb or vpermt2b"
+        half = "one half of the mirrored" if tables.mirrored(matrix.books) else "the"
+        return f"tables of the activations' products with {half} codebook, 64 outputs at a time by vpermb"
     one_by_one = "entries of the codebook are read one by one, float32 activations"
     if not tables.permutes(machine):
         return f"{one_by_one}: the core has no AVX512-VBMI to look up 64 at once"
     if entries > tables.MOST:
         return f"{one_by_one}: tables hold {tables.MOST} entries, the codebook has {entries}"
-    return f"{one_by_one}: tables of {entries} entries would take longer to make than {outputs} outputs to read"
+    made = tables.entries(matrix)
+    return f"{one_by_one}: tables of {made} entries would take longer to make than {outputs} outputs to read"
