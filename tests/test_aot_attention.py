@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ import pytest
 pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
 from tvm import relax, te
 
-from edgemem.runtimes.aot import attention, attention_scores
+from edgemem.runtimes.aot import attention, attention_scores, attention_weights
 from edgemem.runtimes.aot.lowering import lowered
 from edgemem.runtimes.aot.schedules import scheduled
 from tests.aot_kernels import HOST, Library, run_module, unwritten
 from tests.aot_kernels import run_tensors as run
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @pytest.mark.parametrize(
@@ -67,3 +70,60 @@ def test_scaled_scores_are_those_of_scaled_queries(tmp_path: Path, operator: str
     wanted = np.einsum("hid,jhd->hij", q[0].astype("d"), x[0]) * (3.0 if operator == "multiply" else 1 / 3)
     np.testing.assert_allclose(came[0], wanted, rtol=1e-5, atol=1e-5)
     assert schedule == "attention"  # the last kernel
+
+
+def weighed(tmp_path: Path, scores: Array, lanes: int) -> tuple[Array, Array]:
+    """The kernel's powers [heads, count, length] and inverse sums [heads, count]."""
+    _, heads, count, length = scores.shape
+    function, schedule = scheduled(attention_weights.kernel(heads, count, length, lanes), HOST)
+    library = Library(tmp_path, {"kernel": lowered(function, "kernel", HOST)})
+    powers, inverse = unwritten(scores.shape, "float32"), unwritten((1, heads, count, 1), "float32")
+    library("kernel", [scores], [powers, inverse])
+    assert schedule == "attention" and library.kernels["kernel"].shares == (heads if heads > 1 else None)
+    return powers[0], inverse[0, ..., 0]
+
+
+@pytest.mark.parametrize("lanes", [1, 4, 16])
+@pytest.mark.parametrize(("heads", "count", "length"), [(2, 1, 64), (3, 2, 67), (1, 4, 31), (2, 3, 1)])
+def test_weights_are_a_softmax_in_two_parts(tmp_path: Path, heads: int, count: int, length: int, lanes: int) -> None:
+    """Of scores far from 0 and of masked ones too; powers are at most 1."""
+    rng = np.random.default_rng(length)
+    scores = (rng.standard_normal((1, heads, count, length)) * 30 + 200).astype("f")
+    scores[..., 1::3] = -3e38
+    powers, inverse = weighed(tmp_path, scores, lanes)
+    exact = np.exp(scores[0].astype("d") - scores[0].max(axis=-1, keepdims=True))
+    np.testing.assert_allclose(powers, exact, rtol=1e-5, atol=1e-30)
+    np.testing.assert_allclose(inverse, 1 / exact.sum(axis=-1), rtol=1e-5)
+    assert powers.max() == 1
+
+
+def test_a_nan_among_scores_reaches_every_weight_of_its_row_alone(tmp_path: Path) -> None:
+    scores = np.random.default_rng(0).standard_normal((1, 2, 1, 70)).astype("f")
+    scores[0, 1, 0, 69] = np.nan
+    powers, inverse = weighed(tmp_path, scores, 16)
+    assert np.isfinite(powers[0] * inverse[0, :, None]).all()
+    assert np.isnan(powers[1] * inverse[1, :, None]).all()
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_what_is_weighed_is_divided_instead_of_its_weights(tmp_path: Path, kept: bool) -> None:
+    """A softmax that something else reads, too, is computed for that."""
+    rng = np.random.default_rng(1)
+    s, x = (rng.standard_normal(shape).astype("f") for shape in ((1, 2, 3, 70), (1, 70, 2, 16)))
+    builder = relax.BlockBuilder()
+    scores, read = (relax.Var(name, relax.TensorType(array.shape, "float32")) for name, array in (("s", s), ("x", x)))
+    with builder.function("main", [scores, read]):
+        with builder.dataflow():
+            weights = builder.emit(relax.op.nn.softmax(scores, axis=-1))
+            turned = builder.emit(relax.op.permute_dims(read, [0, 2, 1, 3]))
+            product = builder.emit(relax.op.matmul(weights, turned))
+            last = builder.emit(
+                relax.op.add(product, relax.op.max(weights, axis=[-1], keepdims=True)) if kept else product
+            )
+            result = builder.emit_output(last)
+        builder.emit_func_output(result)
+    came, _ = run_module(tmp_path, attention.with_attention(builder.get(), HOST), [s, x])
+    exact = np.exp(s[0].astype("d"))
+    exact /= exact.sum(axis=-1, keepdims=True)
+    wanted = np.einsum("hij,jhd->hid", exact, x[0]) + (exact.max(axis=-1, keepdims=True) if kept else 0)
+    np.testing.assert_allclose(came[0], wanted, rtol=1e-5, atol=1e-6)

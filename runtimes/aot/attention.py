@@ -3,7 +3,8 @@
     q [1, heads, n, d]        rows x [1, length, heads, d]: keys or values, one frame after another
 
     scores    s[h, i, j] = sum_d q[h, i, d] k[j, h, d]     `attention_scores`
-    weighted  y[h, i, d] = sum_j w[h, i, j] v[j, h, d]     for eight j at once: for h, i: for d in vectors
+    weights   w[h, i, j] = softmax of the scores            `attention_weights`, where that is what weighs
+    weighted  y[h, i, d] = sum_j w[h, i, j] v[j, h, d]      for eight j at once: for h, i: for d in vectors
 
 The weighted rows are summed in PARTS stretches of the cache, which threads may share, and then added. Products with
 keys or values that were transposed first (`permute_dims` in front of a `matmul`) become these; with more than
@@ -19,7 +20,7 @@ from typing import Any
 from tvm import ir, relax, te
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from edgemem.runtimes.aot import attention_scores
+from edgemem.runtimes.aot import attention_scores, attention_weights
 from edgemem.runtimes.aot.folding import dtype_of, shape_of
 from edgemem.runtimes.aot.legalize import OPAQUE
 from edgemem.runtimes.aot.machine import Machine
@@ -103,6 +104,11 @@ class Reader(PyExprMutator):  # type: ignore[misc]
         return relax.call_tir(name, [queries, read], relax.TensorType([1, heads, count, length], "float32"))
 
     def weighted(self, weights: Expr, read: Expr) -> Expr:
+        softmax = self.lookup_binding(weights) if isinstance(weights, relax.Var) else None
+        divided = []
+        if is_softmax(softmax):
+            weights, inverse = self.undivided(softmax.args[0])
+            divided = [inverse]
         parts = self.builder_.emit_te(
             weighted_parts,
             weights,
@@ -115,9 +121,20 @@ class Reader(PyExprMutator):  # type: ignore[misc]
             parts,
             weights,
             read,
+            *divided,
             primfunc_name_hint="attend_total",
             primfunc_attrs={"op_pattern": OPAQUE},
         )
+
+    def undivided(self, scores: Expr) -> tuple[Expr, Expr]:
+        """The powers of scores, and by what their rows are to be multiplied to have sums of 1."""
+        *lead, length = shape_of(scores)
+        kernel = attention_weights.kernel(lead[1], lead[2], length, self.machine.lanes)
+        name = self.builder_.add_func(kernel, attention_weights.HINT)
+        types = [relax.TensorType(shape, "float32") for shape in ([*lead, length], [*lead, 1])]
+        made = self.builder_.emit(relax.call_tir(name, [scores], types))
+        weights, inverse = (self.builder_.emit(relax.TupleGetItem(made, index)) for index in range(2))
+        return weights, inverse
 
 
 def is_scores(call: Expr) -> bool:
@@ -127,6 +144,13 @@ def is_scores(call: Expr) -> bool:
         and call.op == ir.Op.get("relax.call_tir")
         and str(call.args[0].name_hint).startswith(attention_scores.HINT)
     )
+
+
+def is_softmax(call: Expr) -> bool:
+    """Whether a call is a softmax of rows."""
+    if not isinstance(call, relax.Call) or call.op != ir.Op.get("relax.nn.softmax"):
+        return False
+    return int(call.attrs.axis) in (-1, len(shape_of(call)) - 1)
 
 
 def stretch(length: int) -> int:
@@ -147,25 +171,28 @@ def weighted_parts(w: Any, v: Any) -> Any:
     return te.compute((attention.PARTS, heads, count, width), product, name=attention.WEIGHTED)
 
 
-def weighted_total(parts: Any, w: Any, v: Any) -> Any:
-    """y [1, heads, n, d]: the parts, and the rows behind the last of them."""
+def weighted_total(parts: Any, w: Any, v: Any, inverse: Any = None) -> Any:
+    """y [1, heads, n, d]: the parts, and the rows behind the last of them; times `inverse` [1, heads, n, 1]."""
     (_, heads, count, length), width = extents(w), extents(v)[3]
     first = attention.PARTS * attention.TOGETHER * stretch(length)
+    shape = (1, heads, count, width)
     part = te.reduce_axis((0, attention.PARTS), name="part")
     total = te.compute(
-        (1, heads, count, width),
-        lambda _, h, i, d: te.sum(parts(part, h, i, d), axis=part),
-        name=f"{attention.TOTAL}_parts",
+        shape, lambda _, h, i, d: te.sum(parts(part, h, i, d), axis=part), name=f"{attention.TOTAL}_parts"
     )
-    if first == length:
-        return total
-    row = te.reduce_axis((0, length - first), name="row")
-    rest = te.compute(
-        (1, heads, count, width),
-        lambda _, h, i, d: te.sum(w(0, h, i, first + row) * v(0, first + row, h, d), axis=row),
-        name=f"{attention.TOTAL}_rest",
-    )
-    return te.compute((1, heads, count, width), lambda *i: total(*i) + rest(*i), name=f"{attention.TOTAL}_sum")
+    if first < length:
+        row = te.reduce_axis((0, length - first), name="row")
+        rest = te.compute(
+            shape,
+            lambda _, h, i, d: te.sum(w(0, h, i, first + row) * v(0, first + row, h, d), axis=row),
+            name=f"{attention.TOTAL}_rest",
+        )
+        whole = te.compute(shape, lambda *i: total(*i) + rest(*i), name=f"{attention.TOTAL}_sum")
+    else:
+        whole = total
+    if inverse is None:
+        return whole
+    return te.compute(shape, lambda *i: whole(*i) * inverse(*i[:-1], 0), name=f"{attention.TOTAL}_divided")
 
 
 def extents(tensor: Any) -> Sequence[int]:
