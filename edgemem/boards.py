@@ -5,7 +5,7 @@ title = "Raspberry Pi 4, 64-bit"    what people call it
 kind = "linux"                      `linux`: a process under an operating system; `bare`: firmware
 triple = "aarch64-linux-gnu"        LLVM's name of the machine
 core = "cortex-a72"                 LLVM's name of the processor; `native`: the one that compiles
-features = ["+neon"]                LLVM's names of what the core has beyond its default
+features = ["+neon"]                LLVM's names of what the core has beyond its default; "-..." is not to be used
 abi, float_abi                      LLVM's names of how functions pass arguments, where there is a choice
 vector_bits = 128                   width of a SIMD register, 0 where there are none
 vector_registers = 32               how many a kernel may fill; scalar ones, where there are no SIMD registers

@@ -41,6 +41,8 @@ from edgemem.runtimes.aot import (
     emit_package,
     emit_run,
     emit_team,
+    emit_tiles,
+    tile_unit,
 )
 from edgemem.runtimes.aot.aliasing import elementwise
 from edgemem.runtimes.aot.attention import with_attention
@@ -54,7 +56,7 @@ from edgemem.runtimes.aot.machine import Machine, machine
 from edgemem.runtimes.aot.picture import arena_rows
 from edgemem.runtimes.aot.plan import Plan, StateSlot, aligned, planned
 from edgemem.runtimes.aot.rings import with_rings
-from edgemem.runtimes.aot.schedules import scheduled
+from edgemem.runtimes.aot.schedules import TILED, scheduled
 from edgemem.runtimes.aot.toolchain import FLAGS, WARNINGS, Toolchain, toolchain
 from edgemem.text import human_bytes
 
@@ -86,15 +88,24 @@ class Kernels:
 
     def variant(self, kernel: str, shared: tuple[tuple[int, int], ...]) -> Variant:
         if (kernel, shared) not in self.variants:
-            if kernel not in self.scheduled:
-                self.scheduled[kernel] = scheduled(self.functions[kernel], self.machine)
-            function, schedule = self.scheduled[kernel]
+            function, schedule = self.in_order(kernel)
             hint = kernel.removeprefix("fused_")[:HINT_CHARACTERS].rstrip("_")
             symbol = f"{self.name}_k{len(self.variants):02d}_{hint}"
             self.variants[kernel, shared] = Variant(
                 symbol, kernel, schedule, lowered(function, symbol, self.machine, shared)
             )
         return self.variants[kernel, shared]
+
+    def in_order(self, kernel: str) -> tuple[Any, str]:
+        """A kernel in its order of execution, and the name of its schedule."""
+        if kernel not in self.scheduled:
+            self.scheduled[kernel] = scheduled(self.functions[kernel], self.machine)
+        return self.scheduled[kernel]
+
+    @property
+    def tiled(self) -> bool:
+        """Whether kernels use the core's matrix unit."""
+        return self.machine.tiles and any(self.in_order(kernel)[1] == TILED for kernel in self.functions)
 
     def work_bytes(self, kernel: str, shared: tuple[tuple[int, int], ...]) -> tuple[int, ...]:
         return self.variant(kernel, shared).lowered.work_bytes
@@ -238,8 +249,10 @@ def generated(
         graph = graph_of(legalized(module, target, ranges), found.inputs, found.outputs)
     kernels = Kernels(name, graph.functions, target)
     progress("scheduling")
-    plan = planned(graph, model.contract, kernels.elementwise, kernels.work_bytes, target.alignment)
+    mark_bytes = emit_tiles.MARK_BYTES if kernels.tiled else 0
+    plan = planned(graph, model.contract, kernels.elementwise, kernels.work_bytes, target.alignment, mark_bytes)
     source, blob = source_of(name, model, graph, plan, kernels)
+    source = replace(source, tiles=kernels.tiled)
     if board.kind != "bare":  # the FPU of a microcontroller takes subnormal numbers as fast as others
         source = replace(source, flush=emit_flush.core_of(target.target))
     return Generated(model, source, blob, kernels, [asdict(product) for product in found.products])
@@ -441,6 +454,7 @@ def manifest_of(
             "arena": plan.arena_bytes,
             "arena_lower_bound": plan.arena_lower_bound_bytes,
         },
+        "matrix_unit": tile_unit.FEATURE if source.tiles else None,
         "subnormal": "kept" if source.flush is None else "zero",
         "arena": arena_rows(plan),
         "states": {slot.name: state_facts(slot) for slot in plan.states.values()},

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from edgemem.contract import Contract
 from edgemem.runtimes.aot.emit_rings import header_fields, ring_slots, slide_text, window_text
+from edgemem.runtimes.aot.emit_tiles import FIELD
 from edgemem.runtimes.aot.graph import Graph, Tensor
 from edgemem.runtimes.aot.plan import Plan, StateSlot
 
@@ -34,6 +35,7 @@ class Source:
     weight_bytes: int
     checksum: int
     flush: str | None = None  # the core's name in `emit_flush`, where subnormal numbers are to be zero
+    tiles: bool = False  # whether kernels use the core's matrix unit, for which a process needs leave
 
 
 def upper(name: str) -> str:
@@ -75,7 +77,7 @@ extern const unsigned char {n}_weights[];
 typedef struct {{
     uint64_t identity;
     uint64_t turn;
-{header_fields(source)}}} header;
+{header_fields(source)}{FIELD if source.tiles else ""}}} header;
 {slide_text(source)}"""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgemem.contract import Contract, InputFacts, OutputFacts
+from edgemem.runtimes.aot import emit_tiles
 from edgemem.runtimes.aot.emit_calls import Source, identifier, upper
 
 C_TYPES = {"float32": "float", "float64": "double", "int64": "int64_t", "int32": "int32_t", "int16": "int16_t",
@@ -57,7 +58,7 @@ def introduction(source: Source) -> str:
  * A stream is a state block and an arena. Both start at multiples of {source.plan.alignment} bytes; the arena holds
  * nothing between steps, so that all streams of one thread may share one. Streams do not touch each other: any number
  * of them may run in any number of threads. Nothing here allocates memory or keeps anything of its own.
-{subnormal(source)} *
+{subnormal(source)}{matrix_unit(source)} *
  *     static unsigned char state[{big}_STATE_BYTES], arena[{big}_ARENA_BYTES];   (aligned to {source.plan.alignment})
  *     {n}_reset(state, sizeof state);
  *     {n}_step(&inputs, &outputs, state, sizeof state, arena, sizeof arena);     once per chunk
@@ -75,6 +76,18 @@ def subnormal(source: Source) -> str:
 """
 
 
+def matrix_unit(source: Source) -> str:
+    """Lines of that comment on the leave that kernels need."""
+    if not source.tiles:
+        return ""
+    reset, code = f"{source.name}_reset", f"{upper(source.name)}_{emit_tiles.ERROR[0]}"
+    return f"""\
+ * Kernels use the core's matrix unit (AMX). Linux gives a process leave for it once asked, which {reset} does,
+ * and a step of a state block from another process; where it refuses, they return {code}. Alternate
+ * signal stacks of threads (sigaltstack) need 8 KiB more then.
+"""
+
+
 def taken(contract: Contract) -> str:
     """What one step takes, in words."""
     seconds = contract.chunk.seconds_per_unit
@@ -89,7 +102,8 @@ def sizes(source: Source) -> str:
         f'#define {big}_STATE_{index} "{state.name}" /* {state.dtype} {list(state.shape)} */'
         for index, state in enumerate(states)
     )
-    errors = ",\n".join(f"    {big}_{key} = {value} /* {text} */" for value, (key, text) in enumerate(ERRORS))
+    known = [*ERRORS, *([emit_tiles.ERROR] if source.tiles else [])]
+    errors = ",\n".join(f"    {big}_{key} = {value} /* {text} */" for value, (key, text) in enumerate(known))
     return f"""\
 #define {big}_STATE_BYTES {source.plan.state_bytes}
 #define {big}_ARENA_BYTES {source.plan.arena_bytes}

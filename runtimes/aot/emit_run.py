@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgemem.contract import InputFacts, OutputFacts, StateFacts
-from edgemem.runtimes.aot import emit_audio
+from edgemem.runtimes.aot import emit_audio, emit_tiles
 from edgemem.runtimes.aot.emit_calls import Source, identifier, upper
 
 
@@ -168,12 +168,24 @@ int main(int argc, char **argv)
         say_usage(help ? stdout : stderr, argv[0]);
         return help ? 0 : 2;
     }}
-    if ({n}_check() != {big}_OK || {n}_reset(state, {big}_STATE_BYTES) != {big}_OK) {{
+{refusal(source)}    if ({n}_check() != {big}_OK || {n}_reset(state, {big}_STATE_BYTES) != {big}_OK) {{
         fprintf(stderr, "{n}: the weights are damaged\\n");
         return 1;
     }}
 {whole}
 {loop(source)}}}
+"""
+
+
+def refusal(source: Source) -> str:
+    """C text that ends the program where the system keeps the core's matrix unit from it."""
+    if not source.tiles:
+        return ""
+    return f"""\
+    if ({source.name}_reset(state, {upper(source.name)}_STATE_BYTES) == {upper(source.name)}_{emit_tiles.ERROR[0]}) {{
+        fprintf(stderr, "{source.name}: {emit_tiles.ERROR[1]}\\n");
+        return 1;
+    }}
 """
 
 

@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 ALIGNMENT = 64  # bytes, of a program for this machine
 MOST_THREADS = 16
-OK, NULL, SIZE, MISALIGNED, STATE, RANGE, NUMBER, WEIGHTS = range(8)
+OK, NULL, SIZE, MISALIGNED, STATE, RANGE, NUMBER, WEIGHTS, TILES = range(9)
 HASHED_BYTES = 16 << 20  # a library beyond this is trusted to its weights' own checksum
 Address = ctypes.c_void_p
 
@@ -108,7 +108,10 @@ class AotState(StateBlock):
             view[list(rows)] = values[name]
 
     def reset(self) -> None:
-        if self._library.reset(self._block.ctypes.data, self._block.nbytes) != OK:
+        code = self._library.reset(self._block.ctypes.data, self._block.nbytes)
+        if code == TILES:
+            raise refused(code)
+        if code != OK:
             raise StreamError("the compiled program refuses its state block; compile the model again")
 
     def _views(self) -> dict[str, Array]:
@@ -172,6 +175,11 @@ def refused(code: int) -> Exception:
     """The exception for a step's error code."""
     if code == RANGE:
         return InputError("the compiled program refuses an integer input outside its range; see the contract's inputs")
+    if code == TILES:
+        return ModelFileError(
+            "the compiled program uses the core's matrix unit (AMX), and the system does not let this process use it; "
+            "compile the model again on this machine"
+        )
     return StreamError(f"the compiled program refuses the step (code {code}); open a new stream")
 
 

@@ -19,6 +19,7 @@ from edgemem.runtimes.aot.ahead import asking, sequence
 from edgemem.runtimes.aot.machine import Machine
 
 STACK_BYTES = 2048  # of one buffer inside a kernel
+STACK = "edgemem.stack_bytes"  # attribute of a PrimFunc that may have more
 SHARED = "edgemem.shared"  # of a loop whose turns threads may share
 
 
@@ -87,22 +88,24 @@ def with_pointers(function: Any, shared: dict[int, int]) -> Lowered:
         pointers[dropped] = pointers[kept]
     statements, work = [], []
     buffers: dict[int, Any] = {}
+    most = int((function.attrs or {}).get(STACK, STACK_BYTES))
     for statement in sequence(function.body):
         if isinstance(statement, DeclBuffer) and isinstance(statement.data, ir.Call):
             index = next((i for i, p in enumerate(function.params) if statement.data.args[0].same_as(p)), None)
             if index is not None:
                 statement = DeclBuffer(statement.buffer, data=pointers[index])
                 buffers[index] = statement.buffer
-        elif isinstance(statement, AllocBuffer) and nbytes(statement.buffer) > STACK_BYTES:
+        elif isinstance(statement, AllocBuffer) and nbytes(statement.buffer) > most:
             room = pointer(statement.buffer)
             work.append((room, nbytes(statement.buffer)))
             statement = DeclBuffer(statement.buffer, data=room)
         statements.append(asking(statement, buffers))
-    alone = not work and all(isinstance(other, DeclBuffer | AllocBuffer) for other in statements[:-1])
+    loops = [index for index, statement in enumerate(statements) if isinstance(statement, tirx.For)]
+    others = [statement for index, statement in enumerate(statements) if index not in loops]
     bounds: list[Any] = []
     shares = None
-    if alone and may_be_shared(statements[-1]):
-        statements[-1], bounds, shares = divided(statements[-1])
+    if not work and len(loops) == 1 and may_be_shared(statements[loops[0]]) and all(map(of_a_thread, others)):
+        statements[loops[0]], bounds, shares = divided(statements[loops[0]])
     kept_pointers = [p for i, p in enumerate(pointers) if i not in shared.values()]
     parameters = [*kept_pointers, *(room for room, _ in work), *bounds]
     body = tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
@@ -111,10 +114,19 @@ def with_pointers(function: Any, shared: dict[int, int]) -> Lowered:
 
 
 def may_be_shared(statement: Any) -> bool:
-    """Whether a kernel's only statement is a loop whose turns may run beside each other."""
+    """Whether a statement is a loop whose turns may run beside each other."""
     from tvm import tirx
 
     return isinstance(statement, tirx.For) and SHARED in statement.annotations and int(statement.extent) > 1
+
+
+def of_a_thread(statement: Any) -> bool:
+    """Whether every thread that shares a kernel's loop may run a statement beside it: buffers of its own, registers."""
+    from tvm import tirx
+
+    if isinstance(statement, tirx.BufferStore):
+        return str(statement.buffer.scope()) == "local"
+    return isinstance(statement, tirx.stmt.DeclBuffer | tirx.stmt.AllocBuffer | tirx.Evaluate)
 
 
 def divided(loop: Any) -> tuple[Any, list[Any], int]:

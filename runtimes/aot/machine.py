@@ -30,6 +30,7 @@ class Machine:
     dot: str = "portable"
     fused: bool = False
     half: bool = False
+    tiles: bool = False
 
 
 def machine(board: Board) -> Machine:
@@ -40,17 +41,24 @@ def machine(board: Board) -> Machine:
     """
     from tvm.target import Target, codegen
 
-    from edgemem.runtimes.aot import dots
+    from edgemem.runtimes.aot import dots, tile_unit
 
     if board.is_host:
         core, triple = codegen.llvm_get_system_cpu(), codegen.llvm_get_system_triple()
         described: dict[str, Any] = {"kind": "llvm", "mtriple": triple, "mcpu": core}
         bits = int(codegen.llvm_get_vector_width(Target(described)))
-        described |= {"mattr": WHOLE_VECTORS} if bits >= 512 and triple.startswith("x86_64") else {}
+        whole = WHOLE_VECTORS if bits >= 512 and triple.startswith("x86_64") else []
+        described |= {"mattr": [*whole, *board.features]} if whole or board.features else {}
         target = Target(described)
         registers = 32 if bits >= 512 or "aarch64" in triple else 16
         return Machine(
-            target, bits // 32, registers, dot=dots.kind_of(target), fused=is_fused(target), half=has_half(target)
+            target,
+            bits // 32,
+            registers,
+            dot=dots.kind_of(target),
+            fused=is_fused(target),
+            half=has_half(target),
+            tiles=tile_unit.usable(board, target),
         )
     if board.triple is None or board.vector_bits is None or board.vector_registers is None:
         raise ConfigError(f"board {board.name}: triple, vector_bits and vector_registers are wanted to compile for it")
@@ -66,7 +74,14 @@ def machine(board: Board) -> Machine:
     alignment = BARE_ALIGNMENT if board.kind == "bare" else ALIGNMENT
     lanes = max(1, board.vector_bits // 32)
     return Machine(
-        target, lanes, board.vector_registers, alignment, dots.kind_of(target), is_fused(target), has_half(target)
+        target,
+        lanes,
+        board.vector_registers,
+        alignment,
+        dots.kind_of(target),
+        is_fused(target),
+        has_half(target),
+        tile_unit.usable(board, target),
     )
 
 

@@ -94,17 +94,19 @@ def planned(
     elementwise: Callable[[str, int, int], bool],
     work_bytes: Callable[[str, tuple[tuple[int, int], ...]], Sequence[int]],
     alignment: int = ALIGNMENT,
+    mark_bytes: int = 0,
 ) -> Plan:
     """Place everything.
 
     `elementwise(kernel, read, written)` says whether a kernel may write parameter `written` over parameter `read`;
-    `work_bytes` gives the sizes of the scratch buffers of a kernel's variant.
+    `work_bytes` gives the sizes of the scratch buffers of a kernel's variant; the state block's header has `mark_bytes`
+    more at its end.
     """
     states = {state.name: graph.inputs[state.input] for state in contract.states}
     direct = directly_written(graph, contract)
     shared, in_place = in_place_states(graph, states, direct, elementwise)
     rings = ring_slots(graph)
-    placed_states, state_bytes = state_slots(states, in_place, rings, alignment)
+    placed_states, state_bytes = state_slots(states, in_place, rings, alignment, mark_bytes)
     calls = [(call, shared.get(index, ())) for index, call in enumerate(graph.calls)]
     works = [tuple(work_bytes(call.kernel, pairs)) for call, pairs in calls]
     elsewhere = {ring.new.number for ring in graph.rings.values()}
@@ -181,10 +183,15 @@ def ring_slots(graph: Graph) -> dict[str, RingSlot]:
 
 
 def state_slots(
-    states: Mapping[str, Tensor], in_place: set[str], rings: Mapping[str, RingSlot], alignment: int
+    states: Mapping[str, Tensor],
+    in_place: set[str],
+    rings: Mapping[str, RingSlot],
+    alignment: int,
+    mark_bytes: int = 0,
 ) -> tuple[dict[str, StateSlot], int]:
     """Offsets in the state block."""
-    offset = aligned(HEADER_BYTES + (RING_BYTES * (1 + len(rings)) if rings else 0), alignment)
+    header = HEADER_BYTES + (RING_BYTES * (1 + len(rings)) if rings else 0) + mark_bytes
+    offset = aligned(header, alignment)
     slots = {}
     for name, tensor in states.items():
         if name in rings:

@@ -28,6 +28,7 @@ from edgemem.trial import random_inputs
 
 CLOCK = """\
 #define _POSIX_C_SOURCE 200809L
+#define _DEFAULT_SOURCE
 #include <time.h>
 __attribute__((visibility("default"))) double edgemem_times[{count}];
 static double edgemem_now(void)

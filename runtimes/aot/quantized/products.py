@@ -20,7 +20,7 @@ from tvm import ir, relax, te, tirx
 from edgemem.runtimes.aot import dots, mathops
 from edgemem.runtimes.aot.folding import dtype_of, shape_of
 from edgemem.runtimes.aot.machine import Machine
-from edgemem.runtimes.aot.quantized import digits, recogniser, tables
+from edgemem.runtimes.aot.quantized import digits, recogniser, tables, tiles
 from edgemem.runtimes.aot.quantized.emitting import FLOAT, OPAQUE, constant, emitted, reshaped, trimmed
 from edgemem.runtimes.aot.quantized.weights import (
     EIGHT,
@@ -257,6 +257,8 @@ def integer_product(builder: Any, x: Expr, zero: Expr | None, q: Array, machine:
     if len(shape) < 2:
         flat = integer_product(builder, reshaped(builder, x, (1, q.shape[0])), zero, q, machine)
         return reshaped(builder, flat, shape)
+    if tiles.fits(machine, shape[:-1]):
+        return tiles.product(builder, x, zero, q, machine)
     panel = panel_of(machine, rows=math.prod(shape[:-1]), columns=shape[-1])
     shift, flips = offset_of(dtype_of(x), machine.dot)
     held: list[Any] = [quads(panel, q), q.sum(axis=0, dtype=np.int32)]

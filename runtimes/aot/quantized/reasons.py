@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from edgemem.runtimes.aot import dots
+from collections.abc import Sequence
+
+from edgemem.runtimes.aot import dots, tile_unit
 from edgemem.runtimes.aot.machine import Machine
-from edgemem.runtimes.aot.quantized import digits, tables
+from edgemem.runtimes.aot.quantized import digits, tables, tiles
 from edgemem.runtimes.aot.quantized.weights import Codes, Half, Narrow
 from edgemem.runtimes.aot.schedules import lookup
 
@@ -29,12 +31,25 @@ def of_product(matrix: Narrow, rows: int, machine: Machine) -> str:
     return "float32 activations, weights widened in registers: the core sums no four products of bytes at once"
 
 
-def of_static(machine: Machine) -> str:
+def of_integers(lead: Sequence[int], machine: Machine) -> str:
+    """Of int8 activations [*lead, K] times an int8 matrix; the branches of `products.integer_product`."""
+    rows = max(lead, default=1)
+    if tiles.fits(machine, lead):
+        return f"{rows} rows in tiles of AMX, the core's matrix unit"
+    if machine.tiles:
+        return f"{BYTES[machine.dot]}: {rows} row{'s' if rows > 1 else ''} would leave the tiles of AMX empty"
+    if tile_unit.has_unit(machine.target):
+        return f"{BYTES[machine.dot]}: the core has AMX, but nothing says that the system lets a program use it"
+    return BYTES[machine.dot]
+
+
+def of_static(lead: Sequence[int], machine: Machine) -> str:
     """Of int8 times int8 with scales from calibration, in a step that is not wholly in integers."""
+    how = of_integers(lead, machine)
     between = "what lies between products is rounded where the file rounds"
     if machine.lanes > 1:
-        return f"{BYTES[machine.dot]}; {between}: vectors of floats are faster than a whole step in integers"
-    return f"{BYTES[machine.dot]}; {between}"
+        return f"{how}; {between}: vectors of floats are faster than a whole step in integers"
+    return f"{how}; {between}"
 
 
 def of_codes(matrix: Codes, rows: int, machine: Machine) -> str:

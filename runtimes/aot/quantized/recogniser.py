@@ -227,12 +227,16 @@ class Recogniser:
         self.plain("Cast", [total], [whole], to=1)
         factor = self.stored(f"{y}.factor", np.float32(step.reshape(())) * matrix.scale)
         self.plain("Mul", [whole, factor], [y])
-        self.report(node, node.input[1], matrix.shape, "w8a8", reasons.of_static(self.machine))
+        self.report(node, node.input[1], matrix.shape, "w8a8", reasons.of_static(self.lead(node), self.machine))
         return True
 
     def product(self, node: Node, matrix: Narrow, x: str, y: str, weight: str, rows: int) -> None:
         self.own(PRODUCT, [x], [y], matrix=self.number(weight, matrix))
         self.report(node, weight, matrix.shape, matrix.kernel, reasons.of_product(matrix, rows, self.machine))
+
+    def lead(self, node: Node) -> tuple[int, ...]:
+        """The axes of a product but its last, which its left side has too."""
+        return next((self.shapes[name][:-1] for name in (node.output[0], node.input[0]) if name in self.shapes), ())
 
     def rule_MatMulInteger(self, node: Node) -> bool:
         """int8 activations times an int8 matrix."""
@@ -240,7 +244,7 @@ class Recogniser:
         if q is None or q.ndim != 2 or q.dtype != np.int8 or (len(node.input) > 3 and node.input[3]):
             return False
         self.own(INTEGER, node.input[:1] + node.input[2:3], node.output, matrix=self.number(node.input[1], q))
-        self.report(node, node.input[1], q.shape, "w8a8", reasons.BYTES[self.machine.dot])
+        self.report(node, node.input[1], q.shape, "w8a8", reasons.of_integers(self.lead(node), self.machine))
         return True
 
     def rule_DynamicQuantizeLinear(self, node: Node) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgemem.runtimes.aot.machine import Machine
 
+TILED = "tiles"  # the schedule of kernels that use the core's matrix unit
 WRITTEN = "edgemem.written"  # attribute of a PrimFunc that is written in its order of execution: the schedule's name
 
 
@@ -19,12 +20,14 @@ def scheduled(function: Any, machine: Machine) -> tuple[Any, str]:
     from tvm.s_tir import Schedule
     from tvm.s_tir.schedule import ScheduleError
 
-    from edgemem.runtimes.aot.schedules import attention, digits, groups, lookup, matmul, rows, spatial
+    from edgemem.runtimes.aot.schedules import attention, digits, groups, lookup, matmul, rows, spatial, tiles
     from edgemem.runtimes.aot.schedules.blocks import block_names
 
     if WRITTEN in (function.attrs or {}):
         return function, str(function.attrs[WRITTEN])
     sch = Schedule(function, error_render_level="none")
+    if tiles.PRODUCT in block_names(sch):
+        return tiles.schedule(sch, machine), TILED
     names, product = block_names(sch), matmul.product_of(sch)
     attempts: list[tuple[str, Any]] = []
     if attention.is_attention(names):
