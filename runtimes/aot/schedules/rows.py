@@ -17,9 +17,9 @@ from edgemem.runtimes.aot.schedules.blocks import block_names, is_reduction
 Tensor = Any
 LAST = "row_result"  # name of the block that writes the output; the others are computed row by row
 
-
 LONG = 8  # vectors; a row of more is worth a remainder
-SIDE_BY_SIDE, LONGEST = 4, 64  # partial sums of a row of so many vectors: one alone would wait for itself
+SIDE_BY_SIDE = 4  # partial sums: one alone would wait for itself
+LONGEST = 64  # vectors; a row of more has these sums even where they leave a remainder
 
 
 def lanes_of(machine: Machine, columns: int) -> int:
@@ -34,7 +34,9 @@ def lanes_for(machine: Machine, columns: int) -> int:
     """Lanes of a row's partial sums: a divisor, or of a long row that has none the machine's, and a remainder."""
     lanes = lanes_of(machine, columns)
     lanes = machine.lanes if 2 * lanes < machine.lanes and columns >= LONG * machine.lanes else lanes
-    return SIDE_BY_SIDE * lanes if columns >= LONGEST * lanes and lanes > 1 else lanes
+    several = SIDE_BY_SIDE * lanes
+    fitting = columns >= 2 * several and columns % several == 0
+    return several if lanes > 1 and (fitting or columns >= LONGEST * lanes) else lanes
 
 
 def reduced(
