@@ -4,9 +4,9 @@
     y[n] = s[n] sum_g T[g, code[g, n]]                  64 outputs at a time: bytes are permuted by codes, and summed
 
 A table of 64 bytes is a register, 128 two, 256 four. AVX512-VBMI permutes the bytes of a register by the lowest 6 bits
-of each code; bits 6 and 7 choose among registers. Sums are exact; an entry is rounded by 2^-23 of what
-the largest |x| could make with the largest entry. Tables of a block of groups fit the nearest cache: they are made,
-then read by all outputs, block by block; codes lie in the order in which they are read.
+of each code; bits 6 and 7 choose among registers. Sums are exact; an entry is rounded by 2^-23 of what the largest |x|
+could make with the largest entry. Tables of a block of groups fit the nearest cache: they are made, then read by all
+outputs, block by block; codes lie in the order in which they are read.
 
 In a mirrored codebook entry e + C / 2 is the negation of entry e (`vq:mirror=1` makes such). Tables of one half are
 made and looked up, and bit 7 of a code is the sign. A number in a table is T + 2^22; its bytes, subtracted from 127,
@@ -105,15 +105,9 @@ def product(builder: Any, x: Expr, matrix: Codes, shape: Sequence[int], machine:
     layout = Layout(len(books), books.shape[1], matrix.dim, width // matrix.dim, panel.count, signed)
     padding = (0, panel.count * WIDE - shape[-1])
     scale = np.pad(matrix.scale * np.float32(most), padding)
-    negative = np.pad((codes >= SIGN).sum(axis=(0, 2)) if signed else np.zeros(shape[-1]), padding)
+    negative = [np.pad((codes >= SIGN).sum(axis=(0, 2)).astype(np.int32), padding)] if signed else []
     name = builder.add_func(kernel(count, layout, 1 / most), "product_vq")
-    parts = [
-        books,
-        laid_codes(codes, panel, layout),
-        scale.astype(np.float32),
-        negative.astype(np.int32),
-        BYTE_CONSTANTS,
-    ]
+    parts = [books, laid_codes(codes, panel, layout), scale.astype(np.float32), *negative, byte_constants()]
     padded = [count, panel.count * WIDE]
     made = builder.emit(relax.call_tir(name, [x, step, *map(constant, parts)], relax.TensorType(padded, FLOAT)))
     if padded[1] > shape[-1]:
@@ -143,7 +137,8 @@ def laid_codes(codes: Array, panel: Panel, layout: Layout) -> Array:
 
 
 def kernel(count: int, layout: Layout, share: float) -> Any:
-    """The PrimFunc: x [count, K], step [count], books, codes, scale [N], negative codes [N] -> y [count, N]."""
+    """The PrimFunc: x [count, K], step [count], books, codes, scale [N], of mirrored books the count of negative
+    codes [N], and `byte_constants` -> y [count, N]."""
     from tvm.script.ir_builder import IRBuilder
     from tvm.tirx.script.builder import ir as T
 
@@ -157,8 +152,8 @@ def kernel(count: int, layout: Layout, share: float) -> Any:
         book = T.arg("book", T.buffer((layout.residual, layout.registers, 4, layout.dim, LANES), FLOAT))
         code = T.arg("code", T.buffer((layout.units * outputs,), "uint8"))
         scale = T.arg("scale", T.buffer((outputs,), FLOAT))
-        negative = T.arg("negative", T.buffer((outputs,), "int32"))
-        constants = T.arg("constants", T.buffer((len(BYTE_CONSTANTS), WIDE), "uint8"))
+        negative = T.arg("negative", T.buffer((outputs,), "int32")) if layout.mirrored else None
+        constants = T.arg("constants", T.buffer((COMPLEMENT + DIGITS, WIDE), "uint8"))
         y = T.arg("y", T.buffer((count, outputs), FLOAT))
         table = T.alloc_buffer((tables * LANES,), "int32")
         total = T.alloc_buffer((outputs * DIGITS,), "int32")
@@ -227,22 +222,22 @@ class Kernel:
         MAGIC's fraction are followed by a 0, the last of its exponent.
         """
         a, b, c, d = map(as_bytes, numbers)
-        low, other_low = self.mixed(a, b, 2, b), self.mixed(c, d, 2, d)  # a0 a1 b0 b1, c0 c1 d0 d1
-        high, other_high = self.mixed(a, b, 2, a), self.mixed(c, d, 2, c)  # a2 a3 b2 b3, c2 c3 d2 d3
-        found = (
-            self.mixed(high, other_high, 1, other_high),
-            self.mixed(low, other_low, 1, low),
-            self.mixed(low, other_low, 1, other_low),
-        )
+        low, other_low = self.with_odd(a, b, 2), self.with_odd(c, d, 2)  # a0 a1 b0 b1, c0 c1 d0 d1
+        high, other_high = self.with_even(b, a, 2), self.with_even(d, c, 2)  # a2 a3 b2 b3, c2 c3 d2 d3
+        found = self.with_odd(high, other_high, 1), self.with_even(other_low, low, 1), self.with_odd(low, other_low, 1)
         return [tirx.reinterpret(f"int32x{LANES}", digit) for digit in found]
 
-    def mixed(self, even: Expr, odd: Expr, size: int, moved: Expr) -> Expr:
-        """Even parts of `size` bytes of one vector and odd parts of another; `moved` gives those beside them."""
-        beside = self.constant(size - 1)
-        taken = tirx.call_llvm_pure_intrin(BYTES, SHUFFLED, moved, beside)
-        lane = tirx.Ramp(tirx.const(0, "int8"), tirx.const(1, "int8"), WIDE)
-        is_odd = tirx.NE(lane & byte(size), byte(0))
-        return tirx.Select(is_odd, taken, even) if moved is odd else tirx.Select(is_odd, odd, taken)
+    def with_odd(self, vector: Expr, other: Expr, size: int) -> Expr:
+        """A vector whose odd parts of `size` bytes are the even ones of another."""
+        return tirx.Select(self.constant(ODD + size - 1) < byte(0), self.swapped(other, size), vector)
+
+    def with_even(self, vector: Expr, other: Expr, size: int) -> Expr:
+        """A vector whose even parts of `size` bytes are the odd ones of another."""
+        return tirx.Select(self.constant(EVEN + size - 1) < byte(0), self.swapped(other, size), vector)
+
+    def swapped(self, vector: Expr, size: int) -> Expr:
+        """Each two neighbours of `size` bytes in each other's place."""
+        return tirx.call_llvm_pure_intrin(BYTES, SHUFFLED, vector, self.constant(BESIDE + size - 1))
 
     def constant(self, place: int) -> Expr:
         return as_bytes(self.vector(self.constants, place, 0, lanes=WIDE))
@@ -295,10 +290,10 @@ class Kernel:
             each = [tirx.Select(has(codes, 128), each[1], each[0])]
         if not layout.mirrored:
             return each[0]
-        return tirx.Select(has(codes, SIGN), self.constant(len(BESIDE) + p) - each[0], each[0])
+        return tirx.Select(has(codes, SIGN), self.constant(COMPLEMENT + p) - each[0], each[0])
 
     def finish(self, row: Expr, panel: Expr) -> None:
-        """Bytes joined and scaled."""
+        """Bytes joined and scaled; one is added for each negative code."""
         shift = splat(self.layout.units * (OFFSET >> 16))
         step = tirx.Broadcast(self.step[row], LANES)
         for j in range(4):
@@ -313,9 +308,18 @@ class Kernel:
 PERMUTED, SHUFFLED = "llvm.x86.avx512.permvar.qi.512", "llvm.x86.avx512.pshuf.b.512"
 BYTES, WORDS = f"int8x{WIDE}", f"uint16x{PAIRS}"
 ORDER = [0, 2, 1, 3]  # of vectors, as `bytes_of` lays them
-BESIDE = np.arange(WIDE) ^ np.array([[1], [2]])  # where the neighbour of a byte, of a word lies
-# An argument: what LLVM knows to be constant it makes into longer instructions, shuffles of two registers above all.
-BYTE_CONSTANTS = np.concatenate([BESIDE, np.repeat(HIGHEST, WIDE).reshape(DIGITS, WIDE)]).astype(np.uint8)
+BESIDE, ODD, EVEN, COMPLEMENT = 0, 2, 4, 6  # places in `byte_constants`, of which some are of a size of 1 or 2 bytes
+
+
+def byte_constants() -> Array:
+    """uint8 [9, 64]: where the neighbours lie, whose place is odd, whose is even (255), and HIGHEST.
+
+    They are an argument: what LLVM knows to be constant it makes into longer instructions, shuffles of two registers.
+    """
+    lane, size = np.arange(WIDE), np.array([[1], [2]])
+    odd = 255 * (lane // size % 2)
+    highest = np.repeat(HIGHEST, WIDE).reshape(DIGITS, WIDE)
+    return np.concatenate([lane ^ size, odd, 255 - odd, highest]).astype(np.uint8)
 
 
 def pairs(value: int) -> Expr:
