@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
-from tvm import te
+from tvm import te, tirx
 
 from edgemem.runtimes.aot import legalize, mathops
 from edgemem.runtimes.aot.lowering import lowered
@@ -189,3 +189,20 @@ def test_a_costly_row_is_not_computed_for_every_column(tmp_path: Path) -> None:
     power = te.compute((8,), lambda i: mathops.exp(a[i]), name="power")
     y, _ = run(tmp_path, [a, te.compute((8, 100), lambda i, j: power[i] * (j + 1.0), name="spread")], [x])
     np.testing.assert_allclose(y, np.exp(x)[:, None] * np.arange(1, 101), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 256), (5, 1024), (3, 2, 16), (4, 40), (96,)])
+@pytest.mark.parametrize("largest", [True, False])
+def test_extremes_of_rows(tmp_path: Path, shape: tuple[int, ...], largest: bool) -> None:
+    """In vectors where a row is whole ones; what is compared is computed on the way; the last of a lane counts too."""
+    x = np.random.default_rng(len(shape)).standard_normal(shape).astype("f") - 1
+    x.reshape(-1, shape[-1])[:, -1] *= 9
+    a, k = te.placeholder(shape, "float32"), te.reduce_axis((0, shape[-1]), name="k")
+    half = te.compute(shape, lambda *i: a(*i) * tirx.const(0.5, "float32"), name="half")
+    reducer = te.max if largest else te.min
+    y = te.compute((*shape[:-1], 1), lambda *i: reducer(half(*i[:-1], k), axis=k), name="y")
+    came, _ = run(tmp_path, [a, y], [x])
+    np.testing.assert_array_equal(came, (x / 2).max(-1, keepdims=True) if largest else (x / 2).min(-1, keepdims=True))
+    text = lowered(scheduled(te.create_prim_func([a, y]), HOST)[0], "kernel", HOST).function.script()
+    if HOST.lanes > 1 and shape[-1] % HOST.lanes == 0:
+        assert f"T.Ramp(0, 1, {HOST.lanes})" in text and "half" not in text

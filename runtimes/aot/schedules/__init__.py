@@ -44,7 +44,7 @@ def scheduled(function: Any, machine: Machine) -> tuple[Any, str]:
         attempts.append(("lookup", lambda s: lookup.schedule(s, machine)))
     if product is not None:
         attempts.append(("tile", lambda s: matmul.schedule(s, machine, product)))
-    attempts.append(("loops", spatial.schedule))
+    attempts.append(("loops", lambda s: spatial.schedule(s, machine)))
     for name, attempt in attempts:
         sch = Schedule(function, error_render_level="none")
         try:

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgemem.runtimes.aot.machine import Machine
 from edgemem.runtimes.aot.schedules.blocks import blocks, is_costly, is_output, is_reduction, volume
 
 WRITTEN_OUT = 8  # turns of a loop
+SIDE_BY_SIDE = 4  # vectors of a row whose extremes do not wait for each other
 
 
-def schedule(sch: Any) -> None:
+def schedule(sch: Any, machine: Machine) -> None:
     """Inline what is computed once or costs nothing to compute again; reductions start from their first value."""
     for block in blocks(sch):
         if not is_output(sch, block) and not is_reduction(sch, block):
             inline(sch, block)
     for block in blocks(sch):
         if is_reduction(sch, block):
-            reduce(sch, block)
+            in_lanes(sch, block, machine) if is_extreme_of_rows(sch, block, machine) else reduce(sch, block)
         else:
             cut(sch, block)
 
@@ -77,3 +79,41 @@ def reduce(sch: Any, block: Any) -> None:
         return
     first = next(index for index, axis in enumerate(axes) if int(axis.iter_type) == 2)
     sch.decompose_reduction(block, loops[first])
+
+
+def is_extreme_of_rows(sch: Any, block: Any, machine: Machine) -> bool:
+    """Whether a block is the largest or the smallest of neighbours, whole vectors of them, in several rows."""
+    from tvm import tirx
+
+    found = sch.get(block)
+    if machine.lanes == 1 or not isinstance(found.body.value, tirx.Max | tirx.Min):
+        return False
+    *outer, last = found.iter_vars
+    read = found.reads[0].region[-1].min if len(found.reads) == 1 and len(found.reads[0].region) else None
+    return (
+        len(sch.get_loops(block)) == len(found.iter_vars) > 1
+        and all(int(axis.iter_type) != 2 for axis in outer)
+        and last.var.same_as(read)
+        and int(last.dom.extent) % machine.lanes == 0
+    )
+
+
+def in_lanes(sch: Any, block: Any, machine: Machine) -> None:
+    """Extremes in vector lanes, which are halved until one is left; in whatever order, they are the same."""
+    loops = sch.get_loops(block)
+    row, extent = loops[-2], int(sch.get(loops[-1]).extent)
+    lanes, parts = SIDE_BY_SIDE * machine.lanes, []
+    lanes = lanes if extent % lanes == 0 else machine.lanes
+    while lanes > 1:
+        _, lane = sch.split(sch.get_loops(block)[-1], [None, lanes])
+        parts.append(sch.rfactor(lane, -1))
+        lanes //= 2 if lanes <= machine.lanes else SIDE_BY_SIDE
+    for part in reversed(parts):
+        sch.compute_at(part, row, preserve_unit_loops=True)
+        sch.set_scope(part, 0, "local")
+    for part in parts:
+        lane, step, *units = sch.get_loops(part)[len(loops) - 1 :]
+        sch.reorder(step, *units, lane)
+        sch.vectorize(lane)
+        sch.decompose_reduction(part, step)
+    sch.decompose_reduction(block, sch.get_loops(block)[-1])
