@@ -24,6 +24,19 @@ USER = """\
 #include <stdlib.h>
 #include <string.h>
 #define COUNT 130
+#ifdef ABSENT
+#include <pthread.h>
+int __wrap_pthread_create(pthread_t *t, const pthread_attr_t *a, void *(*f)(void *), void *x);
+int __wrap_pthread_join(pthread_t t, void **x);
+int __wrap_pthread_create(pthread_t *t, const pthread_attr_t *a, void *(*f)(void *), void *x)
+{
+    return (void)t, (void)a, (void)f, (void)x, 0;
+}
+int __wrap_pthread_join(pthread_t t, void **x)
+{
+    return (void)t, (void)x, 0;
+}
+#endif
 static unsigned char *room(size_t bytes)
 {
     void *p = NULL;
@@ -111,14 +124,26 @@ def test_threads_end_with_their_stream(program: Path) -> None:
     assert count() == before
 
 
+def user(program: Path, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """`USER`, compiled with the sources of a program."""
+    (folder / "user.c").write_text(USER)
+    sources = [folder / "user.c", *(program / name for name in ("model.c", "model_team.c", "model_weights.S"))]
+    command = ["gcc", "-g", "-O1", "-pthread", f"-I{program}", f"-Wa,-I{program}", *flags]
+    return subprocess.run(
+        [*command, "-o", folder / "user", *sources, program / "model_kernels.o"], capture_output=True, text=True
+    )
+
+
+def test_nobody_waits_for_a_thread_that_does_not_come(program: Path, tmp_path: Path) -> None:
+    """The system may let one sleep: what it has not begun the others compute. Here none ever starts."""
+    built = user(program, tmp_path, "-DABSENT", "-Wl,--wrap=pthread_create,--wrap=pthread_join")
+    assert built.returncode == 0, built.stderr
+    assert subprocess.run([tmp_path / "user"], timeout=60).returncode == 0
+
+
 def test_threads_do_not_race(program: Path, tmp_path: Path) -> None:
     """The driver under the thread sanitizer, one to four threads beside a single one."""
-    (tmp_path / "user.c").write_text(USER)
-    sources = [tmp_path / "user.c", *(program / name for name in ("model.c", "model_team.c", "model_weights.S"))]
-    flags = ["-g", "-O1", "-fsanitize=thread", "-pthread", f"-I{program}", f"-Wa,-I{program}"]
-    built = subprocess.run(
-        ["gcc", *flags, "-o", tmp_path / "user", *sources, program / "model_kernels.o"], capture_output=True, text=True
-    )
+    built = user(program, tmp_path, "-fsanitize=thread")
     if "cannot find -ltsan" in built.stderr or "libtsan" in built.stderr:
         pytest.skip("the thread sanitizer is not installed")
     assert built.returncode == 0, built.stderr
