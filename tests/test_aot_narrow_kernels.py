@@ -289,6 +289,25 @@ def test_division_by_an_inverse_is_division(tmp_path: Path) -> None:
     assert np.any(came != x * (1 / s))
 
 
+def test_rows_are_quantized_as_a_division_does(tmp_path: Path) -> None:
+    """Rows of every size that a float32 has, of zeros, and of middles between two steps; NaN stays where it is."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((5, 60, 80)).astype("f") * np.exp2(rng.integers(-60, 120, (5, 60, 1))).astype("f")
+    x[0, 0], x[0, 1], x[0, 2] = 0, np.arange(80) + 0.5, (np.arange(80) - 40) * np.float32(1e-20)
+    scale = np.maximum(np.abs(x).max(-1, keepdims=True), np.float32(1e-20)) * np.float32(1 / 127)
+    x[1, 1, 3] = np.nan
+    builder = relax.BlockBuilder()
+    variables = [relax.Var(name, relax.TensorType(list(a.shape), "float32")) for name, a in (("x", x), ("s", scale))]
+    with builder.function("main", variables):
+        with builder.dataflow():
+            given = builder.emit_output(builder.normalize(products.quantized_rows(builder, *variables, HOST)))
+        builder.emit_func_output(given)
+    q, schedule = run_module(tmp_path, builder.get(), [x, scale])
+    known = ~np.isnan(x)
+    np.testing.assert_array_equal(q[known], np.rint(x / scale)[known])
+    assert schedule == "rows" and q.max() == 127 and q.min() == -127
+
+
 def test_half_precision_in_integers(tmp_path: Path) -> None:
     """Every finite float16, subnormal ones included."""
     from tvm import te

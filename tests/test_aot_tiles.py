@@ -153,6 +153,7 @@ def test_models_give_the_same_bytes_with_tiles_and_without(programs: Any, scheme
     assert len(tiled) == 2 and all("product_w8a8" in name for name in tiled)
     assert not any(kernel["schedule"] == "tiles" for kernel in plain["kernels"])
     assert any("in tiles of AMX" in row["reason"] for row in manifest["products"])
+    assert any("quantized_rows" in kernel["primfunc"] for kernel in manifest["kernels"]) == (scheme != "w8a8")
     loaded = [edgemem.load(first), edgemem.load(first, threads=2), edgemem.load(second)]
     states = [program.new_state() for program in loaded]
     rng = np.random.default_rng(0)

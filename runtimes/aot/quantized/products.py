@@ -52,6 +52,8 @@ def converted(
         return integer_product(builder, inputs[0], inputs[1] if len(inputs) > 1 else None, matrix, machine)
     if kind == recogniser.DYNAMIC:
         return dynamic(builder, inputs[0], machine)
+    if kind == recogniser.ROWS:
+        return quantized_rows(builder, inputs[0], inputs[1], machine)
     if kind == recogniser.HALF:
         return builder.emit_te(half, inputs[0], primfunc_name_hint="half")
     return decoded(builder, matrix, bool(attributes.get("rows", 0)), tuple(attributes["shape"]))
@@ -339,6 +341,24 @@ def dynamic(builder: Any, x: Expr, machine: Machine) -> Expr:
     made = emitted(builder, "dynamic_quantize", form, reshaped(builder, x, (size,)), pattern=OPAQUE)
     q, step, zero = (builder.emit(relax.TupleGetItem(made, index)) for index in range(3))
     return relax.Tuple([reshaped(builder, q, shape), reshaped(builder, step, ()), reshaped(builder, zero, ())])
+
+
+def quantized_rows(builder: Any, x: Expr, scale: Expr, machine: Machine) -> Expr:
+    """nearest(x / scale) in int8, x [..., K], scale [..., 1] with |x| <= 127 scale: one division for each row."""
+    shape = tuple(shape_of(x))
+
+    def form(a: Any, s: Any) -> Any:
+        one, most = (tirx.const(value, FLOAT) for value in (1.0, 127.0))
+        inverse = te.compute(s.shape, lambda *i: one / s(*i), name="inverse")
+
+        def value(*i: Any) -> Any:
+            row = (*i[:-1], 0)
+            q = mathops.nearest(mathops.divided(a(*i), s(*row), inverse(*row)))
+            return tirx.max(tirx.min(q, most), -most).astype("int8")  # NaN has a place, too
+
+        return te.compute(shape, value, name=rows.LAST)
+
+    return emitted(builder, "quantized_rows", form, x, scale, pattern=OPAQUE)
 
 
 def decoded(builder: Any, matrix: Narrow, rows_first: bool, shape: tuple[int, ...]) -> Expr:

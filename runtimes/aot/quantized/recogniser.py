@@ -5,6 +5,7 @@
         DequantizeLinear(int4 by 32), or codes of books
     MatMul(D, x)                                           Transpose(Product(Transpose(x)))
     q, s, z = DynamicQuantizeLinear(x)                     the same in one kernel
+    Cast(Round(x / s)) to int8, s = c max |x| of a row     QuantizedRows(x, s)   on cores with fused products and sums
     MatMulInteger(q, W.q[, z])                             IntegerProduct(q[, z])
     MatMul(DQ(q, s, z), DQ(W.q, W.s)), q uint8             Mul(Cast(IntegerProduct(q, z)), s W.s)
     Gather(Cast(f16), i)                                   Half(Gather(bits, i))
@@ -29,10 +30,11 @@ from edgemem.runtimes.aot.quantized.weights import GROUP, Codes, Half, Int4, Int
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Node = Any
-PRODUCT, INTEGER, DYNAMIC, HALF, DECODED = (
-    f"Edgemem{name}" for name in ("Product", "IntegerProduct", "DynamicQuantize", "Half", "Decoded")
+PRODUCT, INTEGER, DYNAMIC, ROWS, HALF, DECODED = (
+    f"Edgemem{name}" for name in ("Product", "IntegerProduct", "DynamicQuantize", "QuantizedRows", "Half", "Decoded")
 )
-FLOAT16 = 10  # of onnx.TensorProto.DataType
+INT8, FLOAT16 = 3, 10  # of onnx.TensorProto.DataType
+LEAST_SCALE = 2.0**-76  # of rows; what is left of x less its multiple of a smaller one could be subnormal
 VECTOR_AXES = 1  # a float16 constant with at most this many axes longer than 1 is a vector: it costs little as float32
 
 
@@ -266,8 +268,44 @@ class Recogniser:
         self.own(HALF, [taken], node.output)
         return True
 
+    def row_steps(self, name: str) -> tuple[str, str] | None:
+        """x and s where a value is Round(x / s), s = Max(ReduceMax(Abs(x), -1), least) c and as large as it must be."""
+        chain = self.chain(name, "Round", "Div")
+        if chain is None:
+            return None
+        x, scale = chain.input
+        times = self.producer.get(scale)
+        most = self.chain(scale, "Mul", "Max")
+        largest = self.chain(scale, "Mul", "Max", "ReduceMax", "Abs")
+        if times is None or most is None or largest is None or largest.input[0] != x:
+            return None
+        factor, least = self.array(times.input[1]), self.array(most.input[1])
+        if (
+            factor is None
+            or least is None
+            or factor.size != 1
+            or least.size != 1
+            or self.shapes.get(scale, ())[-1:] != (1,)
+        ):
+            return None
+        held = float(factor.reshape(())) * 127.25 > 1 and float(least.reshape(()) * factor.reshape(())) >= LEAST_SCALE
+        return (x, scale) if held else None
+
+    def chain(self, name: str, *kinds: str) -> Node | None:
+        """The last of nodes of these kinds, each the first input of the one before."""
+        node = None
+        for kind in kinds:
+            node = self.producer.get(name if node is None else node.input[0])
+            if node is None or node.op_type != kind:
+                return None
+        return node
+
     def rule_Cast(self, node: Node) -> bool:
         """A float16 vector becomes float32; rows of a float16 table are widened after they are taken."""
+        steps = self.row_steps(node.input[0]) if self.machine.fused and attribute(node, "to", 1) == INT8 else None
+        if steps is not None:
+            self.own(ROWS, steps, node.output)
+            return True
         if node.input[0] in self.bits:
             self.own(HALF, node.input, node.output)
             return True
