@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
 from tvm import relax, te
 
-from edgemem.runtimes.aot import mathops
+from edgemem.runtimes.aot import legalize, mathops
 from edgemem.runtimes.aot.quantized import products, reasons, tables
 from edgemem.runtimes.aot.quantized.weights import Codes, Half, Int4, Int8, nibbles, widened
 from edgemem.runtimes.aot.schedules import lookup
@@ -273,6 +273,43 @@ def test_quantization_rounds_as_a_division_does(tmp_path: Path, kind: str, zero:
 
     came, _ = computed(tmp_path, x, operator, replace(HOST, fused=HOST.fused and fused))
     np.testing.assert_array_equal(came, np.clip(np.rint(x / scale) + zero, low, high).astype(kind))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(("kind", "zero", "other"), [("int16", 0, 0), ("uint8", 119, 119), ("int8", -5, 3)])
+def test_what_is_rounded_and_widened_is_no_integer_in_between(
+    tmp_path: Path, kind: str, zero: int, other: int, fused: bool
+) -> None:
+    """The same floats as through integers: saturated, infinite and in the middle of two steps."""
+    scale, wide = np.float32(0.0371), np.float32(0.011)
+    x = np.concatenate([(np.arange(-400, 400) + 0.5) * scale, [np.inf, -np.inf, 1e36, -0.0]]).astype("f")
+    held = relax.const(scale, "float32"), relax.const(np.array(zero, kind), kind)
+    back = relax.const(wide, "float32"), relax.const(np.array(other, kind), kind)
+    machine = replace(HOST, fused=HOST.fused and fused)
+
+    def operator(builder: Any, variable: Any) -> Any:
+        q = builder.emit(relax.op.quantize(variable, *held, axis=0, out_dtype=kind))
+        return relax.op.dequantize(q, *back, axis=0, out_dtype="float32")
+
+    came, _ = computed(tmp_path, x, operator, machine)
+    limits = np.iinfo(kind)
+    q = np.clip(np.rint(x / scale) + zero, limits.min, limits.max).astype(kind)
+    np.testing.assert_array_equal(came, (q.astype("i4") - other).astype("f") * wide)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_integers_that_something_else_reads_are_made_once(kept: bool) -> None:
+    """Beside its integers, a tensor is widened from them; alone, it never becomes integers."""
+    builder, x = relax.BlockBuilder(), relax.Var("x", relax.TensorType([4, 64], "float32"))
+    step, zero = relax.const(np.float32(0.1), "float32"), relax.const(np.array(0, "int16"), "int16")
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            q = builder.emit(relax.op.quantize(x, step, zero, axis=0, out_dtype="int16"))
+            wide = builder.emit(relax.op.dequantize(q, step, zero, axis=0, out_dtype="float32"))
+            made = builder.emit_output(relax.Tuple([wide, q]) if kept else wide)
+        builder.emit_func_output(made)
+    text = str(legalize.legalized(builder.get(), HOST, {}).script())
+    assert ('T.Cast("int16"' in text) == kept and ("edgemem_nearest" in text)
 
 
 @pytest.mark.skipif(not HOST.fused, reason="this core rounds products before it adds them")

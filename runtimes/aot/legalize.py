@@ -5,12 +5,14 @@ matmul, layer_norm, softmax, mean, sum   forms that the schedules know by their 
 exp, log, sigmoid, tanh, erf, sin, cos, silu, gelu    polynomials (`mathops`); floor, ceil, trunc whole numbers
 power                  by a small whole number: products
 take                   a checked index is read as it is, any other is clamped
+dequantize of quantize a float that was rounded: it is no integer in between
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,12 +28,15 @@ Expr = Any
 Rule = Callable[[Any, Expr], Expr]
 PADDED = "packed_trim"
 FLOAT = "float32"
+ROUNDS = "edgemem.rounds"  # attribute of a PrimFunc that quantizes: to which type
 SMALLEST_SCALE = 2.0**-60
 MOST_FACTORS = 8  # of a power that is written out
 
 
-def rules(machine: Machine, ranges: Mapping[str, tuple[int, int]]) -> dict[str, Rule]:
-    """What `LegalizeOps` is to use for each operator."""
+def rules(
+    machine: Machine, ranges: Mapping[str, tuple[int, int]], widened: frozenset[str] = frozenset()
+) -> dict[str, Rule]:
+    """What `LegalizeOps` is to use for each operator; `widened` are values that only `dequantize` reads."""
 
     def take(builder: Any, call: Expr) -> Expr:
         return legal_take(builder, call, ranges)
@@ -62,6 +67,7 @@ def rules(machine: Machine, ranges: Mapping[str, tuple[int, int]]) -> dict[str, 
         "relax.nn.layer_norm": layer_norm,
         "relax.nn.softmax": softmax,
         "relax.quantize": lambda builder, call: legal_quantize(builder, call, machine.fused),
+        "relax.dequantize": lambda builder, call: legal_dequantize(builder, call, widened),
         "relax.power": legal_power,
         **{f"relax.{name}": elementwise(name, function) for name, function in unary.items()},
     }
@@ -92,29 +98,96 @@ def legal_quantize(builder: Any, call: Expr, fused: bool = False) -> Expr:
     """saturate(nearest(x / scale) + zero) of float32, as ONNX rounds: to even in the middle.
 
     On a core with `fused` products and sums, x is divided by a constant scale without a division; it is held inside
-    what saturates first, so that infinity stays out of the correction.
+    what saturates first, which keeps infinity out of the correction, and nothing that is inside then leaves it.
     """
     x, scale, zero = call.args
     kind, axis = dtype_of(call), int(call.attrs.axis) % max(1, len(shape_of(x)))
-    low, high = float(tirx.min_value(kind).value), float(tirx.max_value(kind).value)
     known = [relax.const(1 / scale.value.numpy(), FLOAT)] if fused and invertible(scale) else []
+    middle = is_zero(zero)
 
-    def quantized(a: Any, s: Any, z: Any, inverse: Any = None) -> Any:
+    def quantized(a: Any, s: Any, *others: Any) -> Any:
+        rounded = Rounding(kind, axis, not middle, bool(known)).steps(a, s, *others)
+        return te.compute(a.shape, lambda *i: rounded(*i).astype(kind), name="quantize")
+
+    operands = [x, scale, *([] if middle else [zero]), *known]
+    return builder.call_te(quantized, *operands, primfunc_name_hint="quantize", primfunc_attrs={ROUNDS: kind})
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How floats become whole numbers of a type; whether there are a zero point, and an inverse of the scale."""
+
+    kind: str
+    axis: int
+    moved: bool
+    inverted: bool
+
+    def steps(self, a: Any, s: Any, *others: Any) -> Callable[..., Any]:
+        """The whole number, as a float, at every index of `a`."""
+
         def value(*i: Any) -> Any:
-            place = (i[axis],) if len(s.shape) == 1 else ()
-            offset = z(*place[: len(z.shape)]).astype(FLOAT)
-            least, most = tirx.const(low, FLOAT) - offset, tirx.const(high, FLOAT) - offset
-            step, one = s(*place), tirx.const(1.0, FLOAT)
-            if inverse is None:
-                steps = a(*i) / step
+            place = (i[self.axis],) if len(s.shape) == 1 else ()
+            step = s(*place)
+            least, most = (tirx.const(float(end(self.kind).value), FLOAT) for end in (tirx.min_value, tirx.max_value))
+            offset = others[0](*place[: len(others[0].shape)]).astype(FLOAT) if self.moved else None
+            least, most = (least, most) if offset is None else (least - offset, most - offset)
+            if self.inverted:
+                held = tirx.max(tirx.min(a(*i), most * step), least * step)
+                whole = mathops.nearest(mathops.divided(held, step, others[-1](*place)))
             else:
-                held = tirx.max(tirx.min(a(*i), (most + one) * step), (least - one) * step)
-                steps = mathops.divided(held, step, inverse(*place))
-            return (mathops.nearest(tirx.max(tirx.min(steps, most), least)) + offset).astype(kind)
+                whole = mathops.nearest(tirx.max(tirx.min(a(*i) / step, most), least))
+            return whole if offset is None else whole + offset
 
-        return te.compute(a.shape, value, name="quantize")
+        return value
 
-    return builder.call_te(quantized, x, scale, zero, *known, primfunc_name_hint="quantize")
+
+def legal_dequantize(builder: Any, call: Expr, widened: frozenset[str]) -> Expr:
+    """(q - zero) scale; of q that was rounded for this alone, from the floats that were rounded: they are whole."""
+    q, scale, zero = call.args
+    made = builder.lookup_binding(q) if isinstance(q, relax.Var) and str(q.name) in widened else None
+    function = builder.get()[made.args[0]] if is_kernel(made) else None
+    if function is None or ROUNDS not in (function.attrs or {}) or len(shape_of(scale)) or dtype_of(call) != FLOAT:
+        return default("dequantize", builder, call)
+    operands = list(made.args[1].fields)
+    kinds = [dtype_of(operand) for operand in operands[2:]]
+    if len(shape_of(operands[1])) or any(len(shape_of(operand)) for operand in operands[2:]):
+        return default("dequantize", builder, call)
+    rounding = Rounding(str(function.attrs[ROUNDS]), 0, any(kind != FLOAT for kind in kinds), FLOAT in kinds)
+
+    moved = [] if is_zero(zero) else [zero]
+
+    def form(s: Any, *others: Any) -> Any:
+        steps = rounding.steps(*others[len(moved) :])
+        value = (lambda *i: steps(*i) - others[0]().astype(FLOAT)) if moved else steps
+        return te.compute(others[len(moved)].shape, lambda *i: value(*i) * s(), name="dequantized")
+
+    return builder.call_te(form, scale, *moved, *operands, primfunc_name_hint="dequantize")
+
+
+def is_kernel(expr: Expr) -> bool:
+    """Whether an expression is a call of a PrimFunc of the module."""
+    return isinstance(expr, relax.Call) and len(expr.args) > 1 and isinstance(expr.args[0], ir.GlobalVar)
+
+
+def only_widened(function: Any) -> frozenset[str]:
+    """Names of the values of a function that `dequantize` reads, and nothing else."""
+    read: dict[str, set[bool]] = {}
+
+    def note(expr: Expr, by_dequantize: bool) -> None:
+        for var in relax.analysis.free_vars(expr):
+            read.setdefault(str(var.name), set()).add(by_dequantize)
+
+    for block in function.body.blocks:
+        for binding in block.bindings:
+            op = getattr(getattr(binding.value, "op", None), "name", "")
+            note(binding.value, op == "relax.dequantize")
+    note(function.body.body, False)
+    return frozenset(name for name, readers in read.items() if readers == {True})
+
+
+def is_zero(expr: Expr) -> bool:
+    """Whether an expression is a constant of zeros."""
+    return isinstance(expr, ir.GenericConst) and not np.any(expr.value.numpy())
 
 
 def invertible(scale: Expr) -> bool:
@@ -239,7 +312,8 @@ def legalized(module: Any, machine: Machine, ranges: Mapping[str, tuple[int, int
     from tvm import transform
 
     passes = [
-        relax.transform.LegalizeOps(rules(machine, ranges)),
+        relax.transform.LegalizeOps(rules(machine, ranges, only_widened(module["main"]))),
+        relax.transform.DeadCodeElimination(),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
