@@ -263,6 +263,8 @@ def section(result: Mapping[str, Any]) -> Section:
             "also run our file. Their errors are their own, and are bounded only so that nothing else than the model "
             f"is timed: over a few steps by {RELATIVE['int8']} of its largest output in 8 bits, by "
             f"{RELATIVE['int4']} in 4.\n\n"
+            "The roofline's peak of bytes is that of vectors (VNNI): products of many rows by a core's matrix unit "
+            "(AMX), which `compile` names, are faster, and a step may take less than the roofline says.\n\n"
             "What was tried there: `w8` reads as fast as one core can, which prefetching ahead, several places at once "
             "or large pages do not make faster, and which bounds LiteRT as well. Vector codes are bounded by the core: "
             "64 of them take 12 permutations of bytes, at most one a cycle, and every four inputs tables of 256 "

@@ -26,7 +26,7 @@ from edgemem.runtimes.aot import tile_unit
 from edgemem.runtimes.aot.load import TILES, refused
 from edgemem.runtimes.aot.machine import machine
 from edgemem.runtimes.aot.plan import HEADER_BYTES
-from edgemem.runtimes.aot.quantized import products, reasons
+from edgemem.runtimes.aot.quantized import products, reasons, tiles
 from edgemem.runtimes.aot.schedules.tiles import panel_of, tiling_of
 from edgemem.trial import random_inputs
 from tests.aot_kernels import HOST, run_module
@@ -62,8 +62,9 @@ def integer_product(folder: Path, x: Array, zero: Array | None, q: Array, fixed:
 @needs_tiles
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
 @pytest.mark.parametrize("zero", [None, "fixed", "moving"])
-def test_products_are_exact(tmp_path: Path, dtype: str, zero: str | None) -> None:
+def test_products_are_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, zero: str | None) -> None:
     """Rows that fill no tile, inputs that end inside one, few outputs; extreme values; every shape of a block."""
+    monkeypatch.setattr(tiles, "LEAST_PRODUCTS", 0)
     rng = np.random.default_rng([len(dtype), len(zero or "")])
     shapes: list[tuple[Sequence[int], int, int]] = [
         ((64,), 256, 256), ((16,), 64, 16), ((32,), 64, 32), ((9, 2), 4, 17), ((2, 40), 65, 5),
@@ -82,10 +83,11 @@ def test_products_are_exact(tmp_path: Path, dtype: str, zero: str | None) -> Non
 
 
 @needs_tiles
-def test_few_rows_stay_with_vectors(tmp_path: Path) -> None:
-    x, q = np.ones((7, 64), np.uint8), np.ones((64, 64), np.int8)
+@pytest.mark.parametrize(("rows", "outputs"), [(7, 1024), (8, 256), (16, 512)])
+def test_few_rows_and_small_products_stay_with_vectors(tmp_path: Path, rows: int, outputs: int) -> None:
+    x, q = np.ones((rows, 64), np.uint8), np.ones((64, outputs), np.int8)
     y, schedule = integer_product(tmp_path, x, None, q, True)
-    assert schedule != "tiles" and (y == 64).all()
+    assert (schedule == "tiles") == (rows == 16) and (y == 64).all()
 
 
 def test_tiles_are_as_equal_as_can_be() -> None:
@@ -225,11 +227,12 @@ def test_who_may_use_the_unit(monkeypatch: pytest.MonkeyPatch) -> None:
     other = Board.model_validate({**fields, "core": "znver4"})
     machines = [machine(each) for each in (named, silent, other)]
     assert [each.tiles for each in machines] == [True, False, False]
-    lines = [reasons.of_integers((64,), each) for each in machines]
+    lines = [reasons.of_integers((64,), (256, 256), each) for each in machines]
     assert lines[0].startswith("64 rows in tiles of AMX")
     assert lines[1].endswith("the core has AMX, but nothing says that the system lets a program use it")
     assert lines[2] == "vpdpbusd"
-    assert reasons.of_integers((1,), machines[0]).endswith("1 row would leave the tiles of AMX empty")
+    assert reasons.of_integers((1, 1), (2048, 2048), machines[0]).endswith("AMX is for 8 rows and more")
+    assert reasons.of_integers((64,), (8, 8), machines[0]).endswith("longer than it saves of 64 x 8 x 8")
     monkeypatch.setattr(tile_unit, "granted", lambda: False)
     assert not machine(board("host")).tiles
     monkeypatch.setattr(tile_unit, "granted", lambda: True)
@@ -246,3 +249,12 @@ def test_no_one_to_ask(monkeypatch: pytest.MonkeyPatch, reply: Exception) -> Non
     assert tile_unit.granted() is False
     monkeypatch.setattr(sys, "platform", "darwin")
     assert tile_unit.granted() is False
+
+
+@needs_tiles
+def test_a_virtual_machine_with_less_than_its_core(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the system says of the core counts, whatever LLVM thinks of its name."""
+    assert tile_unit.granted()
+    (tmp_path / "cpuinfo").write_text(tile_unit.CPUINFO.read_text().replace(tile_unit.FLAG, ""))
+    monkeypatch.setattr(tile_unit, "CPUINFO", tmp_path / "cpuinfo")
+    assert not tile_unit.granted()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from edgemem.runtimes.aot.tile_unit import ASK, UNIT
 
 ERROR = ("ERROR_TILES", "the system does not let this process use the core's matrix unit (AMX)")
+LEAF, BIT = 7, 25  # of `cpuid`: where a core says in EDX that it multiplies tiles of bytes
 MARK_BYTES = 8  # in the header of a state block
 FEATURES = """\
 #ifndef _DEFAULT_SOURCE
@@ -25,6 +26,7 @@ def functions(used: bool) -> str:
     if not used:
         return ""
     return f"""
+#include <cpuid.h>
 #include <sys/auxv.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -38,11 +40,13 @@ static uint64_t process_mark(void)
     return words[0] ^ words[1];
 }}
 
-/* Whether this process may use the core's matrix unit. Asking twice does no harm. */
+/* Whether this process may use the core's matrix unit, and the core has one. Asking twice does no harm. */
 static int may_use_tiles(header *h)
 {{
     const uint64_t mark = process_mark();
+    unsigned a, b, c, d;
     if (mark != 0 && h->asked == mark) return 1;
+    if (!__get_cpuid_count({LEAF}, 0, &a, &b, &c, &d) || (d >> {BIT} & 1u) == 0) return 0;
     if (syscall(SYS_arch_prctl, {ASK:#x}L, {UNIT}L) != 0) return 0;
     h->asked = mark;
     return 1;

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgemem.boards import Board
 
-FEATURE = "amx-int8"  # LLVM's name
+FEATURE, FLAG = "amx-int8", "amx_int8"  # LLVM's name, and Linux's in /proc/cpuinfo
+CPUINFO = Path("/proc/cpuinfo")
 CALL, ASK, UNIT = 158, 0x1023, 18  # SYS_arch_prctl of x86-64, ARCH_REQ_XCOMP_PERM, the tiles' number in XCR0
 
 
@@ -32,10 +34,13 @@ def usable(board: Board, target: Any) -> bool:
 
 
 def granted() -> bool:
-    """Ask the system for this process; False where there is no such question, too."""
+    """Ask the system for this process; False where there is no such question, too.
+
+    LLVM goes by the name of a core, of which a virtual machine may have less.
+    """
     if sys.platform != "linux":
         return False
     try:
-        return int(ctypes.CDLL(None).syscall(CALL, ASK, UNIT)) == 0
-    except (OSError, AttributeError):  # a C library that cannot be opened, or that has no such function
+        return FLAG in CPUINFO.read_text().split() and int(ctypes.CDLL(None).syscall(CALL, ASK, UNIT)) == 0
+    except (OSError, AttributeError):  # no such file; a C library that cannot be opened, or without the function
         return False

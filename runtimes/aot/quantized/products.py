@@ -259,7 +259,7 @@ def integer_product(builder: Any, x: Expr, zero: Expr | None, q: Array, machine:
     if len(shape) < 2:
         flat = integer_product(builder, reshaped(builder, x, (1, q.shape[0])), zero, q, machine)
         return reshaped(builder, flat, shape)
-    if tiles.fits(machine, shape[:-1]):
+    if tiles.fits(machine, shape[:-1], q.shape):
         return tiles.product(builder, x, zero, q, machine)
     panel = panel_of(machine, rows=math.prod(shape[:-1]), columns=shape[-1])
     shift, flips = offset_of(dtype_of(x), machine.dot)

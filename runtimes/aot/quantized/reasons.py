@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from edgemem.runtimes.aot import dots, tile_unit
@@ -31,21 +32,24 @@ def of_product(matrix: Narrow, rows: int, machine: Machine) -> str:
     return "float32 activations, weights widened in registers: the core sums no four products of bytes at once"
 
 
-def of_integers(lead: Sequence[int], machine: Machine) -> str:
-    """Of int8 activations [*lead, K] times an int8 matrix; the branches of `products.integer_product`."""
+def of_integers(lead: Sequence[int], matrix: Sequence[int], machine: Machine) -> str:
+    """Of int8 activations [*lead, K] times an int8 matrix [K, N]; the branches of `products.integer_product`."""
     rows = max(lead, default=1)
-    if tiles.fits(machine, lead):
+    if tiles.fits(machine, lead, matrix):
         return f"{rows} rows in tiles of AMX, the core's matrix unit"
+    if machine.tiles and rows < tiles.LEAST_ROWS:
+        return f"{BYTES[machine.dot]}: AMX is for {tiles.LEAST_ROWS} rows and more"
     if machine.tiles:
-        return f"{BYTES[machine.dot]}: {rows} row{'s' if rows > 1 else ''} would leave the tiles of AMX empty"
+        what = f"{math.prod(lead)} x {matrix[0]} x {matrix[1]}"
+        return f"{BYTES[machine.dot]}: setting up AMX would take longer than it saves of {what}"
     if tile_unit.has_unit(machine.target):
         return f"{BYTES[machine.dot]}: the core has AMX, but nothing says that the system lets a program use it"
     return BYTES[machine.dot]
 
 
-def of_static(lead: Sequence[int], machine: Machine) -> str:
+def of_static(lead: Sequence[int], matrix: Sequence[int], machine: Machine) -> str:
     """Of int8 times int8 with scales from calibration, in a step that is not wholly in integers."""
-    how = of_integers(lead, machine)
+    how = of_integers(lead, matrix, machine)
     between = "what lies between products is rounded where the file rounds"
     if machine.lanes > 1:
         return f"{how}; {between}: vectors of floats are faster than a whole step in integers"

@@ -229,7 +229,9 @@ class Recogniser:
         self.plain("Cast", [total], [whole], to=1)
         factor = self.stored(f"{y}.factor", np.float32(step.reshape(())) * matrix.scale)
         self.plain("Mul", [whole, factor], [y])
-        self.report(node, node.input[1], matrix.shape, "w8a8", reasons.of_static(self.lead(node), self.machine))
+        self.report(
+            node, node.input[1], matrix.shape, "w8a8", reasons.of_static(self.lead(node), matrix.shape, self.machine)
+        )
         return True
 
     def product(self, node: Node, matrix: Narrow, x: str, y: str, weight: str, rows: int) -> None:
@@ -246,7 +248,7 @@ class Recogniser:
         if q is None or q.ndim != 2 or q.dtype != np.int8 or (len(node.input) > 3 and node.input[3]):
             return False
         self.own(INTEGER, node.input[:1] + node.input[2:3], node.output, matrix=self.number(node.input[1], q))
-        self.report(node, node.input[1], q.shape, "w8a8", reasons.of_integers(self.lead(node), self.machine))
+        self.report(node, node.input[1], q.shape, "w8a8", reasons.of_integers(self.lead(node), q.shape, self.machine))
         return True
 
     def rule_DynamicQuantizeLinear(self, node: Node) -> bool:

@@ -7,6 +7,7 @@ x is read where it lies if its rows fill tiles and its inputs are whole steps of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,11 +24,14 @@ from edgemem.runtimes.aot.schedules.matmul import Panel
 Array = np.ndarray[Any, np.dtype[Any]]
 Expr = Any
 LEAST_ROWS = 8  # below, a tile's time goes into loading weights that are used once
+LEAST_PRODUCTS = 1 << 18  # of bytes; below, telling the unit the sizes of its tiles takes longer than it saves
 
 
-def fits(machine: Machine, lead: Sequence[int]) -> bool:
-    """Whether the core has the unit, the system lets a process use it, and x [*lead, K] has rows enough."""
-    return machine.tiles and max(lead, default=1) >= LEAST_ROWS
+def fits(machine: Machine, lead: Sequence[int], matrix: Sequence[int]) -> bool:
+    """Whether the core has the unit, the system lets a process use it, and x [*lead, K] times [K, N] is worth it."""
+    return (
+        machine.tiles and max(lead, default=1) >= LEAST_ROWS and math.prod(lead) * math.prod(matrix) >= LEAST_PRODUCTS
+    )
 
 
 def product(builder: Any, x: Expr, zero: Expr | None, q: Array, machine: Machine) -> Expr:
