@@ -24,6 +24,7 @@ import numpy as np
 from tvm import relax, tirx
 
 from edgemem.runtimes.aot import dots
+from edgemem.runtimes.aot.ahead import ask
 from edgemem.runtimes.aot.machine import Machine
 from edgemem.runtimes.aot.quantized.digits import DIGITS, steps
 from edgemem.runtimes.aot.quantized.emitting import FLOAT, OPAQUE, constant, emitted, reshaped, trimmed
@@ -39,6 +40,7 @@ PAIRS = 32  # of bytes in a register
 MOST_SUMMED = 257  # bytes that a word holds the sum of
 MOST = 256  # entries of a codebook
 BLOCK_BYTES = 24576  # of tables: half of a first-level cache
+AHEAD_BYTES = 4096  # how far ahead codes are asked for
 MAGIC = 1.5 * 2.0**23  # added to a whole number of +-2^22, leaves it plus 2^22 in the lowest 23 bits
 OFFSET = 1 << 22
 HIGHEST = (127, 255, 255)  # of each digit
@@ -269,7 +271,12 @@ class Kernel:
                 self.store(self.total, self.vector(self.total, place) + number.astype(f"int32x{LANES}"), place)
 
     def add(self, units: Sequence[Expr], start: Expr) -> None:
-        """The bytes that some units' codes name, to the sums."""
+        """The bytes that some units' codes name, to the sums. The core asks for what follows within a page of memory
+        by itself, and each block of a panel has a page's worth of codes: those of the next are asked for here.
+        """
+        for unit in units:
+            ahead = tirx.BufferLoad(self.code, [(start + unit) * WIDE + AHEAD_BYTES])
+            self.T.evaluate(ask(ahead))
         codes = [as_bytes(self.vector(self.code, (start + unit) * WIDE, lanes=WIDE)) for unit in units]
         for p in range(DIGITS):
             found = [self.found(code, unit, p) for code, unit in zip(codes, units, strict=True)]
