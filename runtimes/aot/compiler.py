@@ -317,6 +317,7 @@ def source_of(
             (variant := kernels.variant(placed.call.kernel, placed.shared)).symbol,
             parameter_types(placed.call.reads, placed.call.writes, placed.shared, variant.lowered),
             variant.lowered.shares,
+            variant.lowered.repeats,
         )
         for placed in plan.calls
     ]

@@ -14,11 +14,14 @@ from edgemem.runtimes.aot.plan import Plan, StateSlot
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel's symbol, the C types of its parameters, and into how many shares it can be divided, if it can."""
+    """A kernel's symbol, the C types of its parameters, into how many shares it can be divided, if it can, and whether
+    each of them repeats some work.
+    """
 
     symbol: str
     parameters: tuple[str, ...]
     shares: int | None = None
+    repeats: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ The first thread runs through the straight line of kernel calls. Products it ope
 thread, which takes those laid out for it, in every step the same, so that its caches hold their weights; then those
 that another has not begun. The first goes on when the parts are done: a thread that the system interrupts keeps it
 waiting for one part at most, and one that comes late finds nothing to do. A part computes what the whole kernel would
-of it: outputs do not depend on the number of threads.
+of it: outputs do not depend on the number of threads. Of a kernel that repeats some work in every part each thread has
+one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from edgemem.runtimes.aot.load import MOST_THREADS
 
 SPINS = 2000  # looks at a word before a thread lets others run
 PARTS = 32 // MOST_THREADS  # of a product for each thread; all of them are the bits of a word
+FIRSTS = sum(1 << PARTS * thread for thread in range(MOST_THREADS))  # the first part of each
 
 
 def header(source: Source) -> str:
@@ -157,14 +159,15 @@ def computing(source: Source, before: list[str], shared: list[tuple[Kernel, list
     """`compute`: one part of the product that is open."""
     cases = []
     for number, (kernel, arguments) in enumerate(shared):
-        bounds = [f"first({kernel.shares}, part, parts)", f"first({kernel.shares}, part + 1, parts)"]
+        part, parts = ("whose", "t->threads") if kernel.repeats else ("part", "parts")
+        bounds = [f"first({kernel.shares}, {part}, {parts})", f"first({kernel.shares}, {part} + 1, {parts})"]
         cases.append(f"    case {number}: {kernel.symbol}({', '.join(arguments + bounds)}); return;")
     return f"""\
 static void compute(const {source.name}_team *t, int part)
 {{
-    const int parts = {PARTS} * t->threads;
+    const int parts = {PARTS} * t->threads, whose = part / {PARTS};
 {places(source, before)}
-    (void)first, (void)part, (void)parts;
+    (void)first, (void)parts, (void)whose;
     if (t->idle) return;
     switch (t->product) {{
 {chr(10).join(cases)}
@@ -200,15 +203,17 @@ static unsigned take({n}_team *t, int index)
     return count;
 }}
 
-/* A product by all threads that come. */
-static void together({n}_team *t, int product)
+/* A product by all threads that come, of which each has `each` parts. */
+static void together({n}_team *t, int product, unsigned each)
 {{
-    const unsigned parts = {PARTS}u * (unsigned)t->threads;
+    const uint64_t bits = each == 1 ? UINT64_C({FIRSTS:#x}) : UINT64_C(0xffffffff);
+    const uint64_t open = bits & (((uint64_t)1 << {PARTS} * t->threads) - 1u);
+    const unsigned parts = each * (unsigned)t->threads;
     int looks = 0;
     t->product = product;
     __atomic_store_n(&t->done, 0u, __ATOMIC_RELAXED);
     ++t->opened;
-    __atomic_store_n(&t->open, (uint64_t)t->opened << 32 | (((uint64_t)1 << parts) - 1u), __ATOMIC_RELEASE);
+    __atomic_store_n(&t->open, (uint64_t)t->opened << 32 | open, __ATOMIC_RELEASE);
     (void)take(t, 0);
     while (__atomic_load_n(&t->done, __ATOMIC_ACQUIRE) != parts) {{
         if (++looks > {SPINS}) sched_yield();
@@ -224,7 +229,7 @@ def line(source: Source, before: list[str], calls: list[tuple[Kernel, list[str]]
         if kernel.shares is None:
             lines.append(f"    {kernel.symbol}({', '.join(arguments)});")
         else:
-            lines.append(f"    together(t, {product});")
+            lines.append(f"    together(t, {product}, {1 if kernel.repeats else PARTS});")
             product += 1
     return f"""\
 static void line({source.name}_team *t)
@@ -344,7 +349,7 @@ int {n}_team_idle({n}_team *team)
     if (team == NULL) return {big}_ERROR_NULL;
     team->idle = 1;
     begin(team);
-    for (product = 0; product < {max(1, products)}; ++product) together(team, product);
+    for (product = 0; product < {max(1, products)}; ++product) together(team, product, {PARTS});
     end(team);
     team->idle = 0; /* all have read it: the parts are done */
     return {big}_OK;

@@ -2,7 +2,8 @@
 
     f(x: Buffer, y: Buffer) with blocks   ->   f(float *x, float *y[, float *work])
 
-    a shared loop over N             ->   f(..., begin, end)      that share of the outermost loop
+    a shared loop over N             ->   f(..., begin, end)      that share of the outermost loop,
+                                                                  or, where a kernel says so, of loops inside others
 
 Buffers that stay small live on the stack; larger ones become a last argument that the memory plan provides. Two
 parameters that name one buffer (a state updated in place) become one pointer, so that no `noalias` promise is broken.
@@ -21,6 +22,9 @@ from edgemem.runtimes.aot.machine import Machine
 STACK_BYTES = 2048  # of one buffer inside a kernel
 STACK = "edgemem.stack_bytes"  # attribute of a PrimFunc that may have more
 SHARED = "edgemem.shared"  # of a loop whose turns threads may share
+# Of a PrimFunc whose shared loops, all of as many turns, lie inside others: what is around them each thread computes
+# for itself, in buffers of the scope `local`, which stay on its stack; others it writes only where its turns do.
+REPEATS = "edgemem.repeats"
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,13 @@ class Lowered:
     """A kernel ready for code generation; `work_bytes` are the sizes of the buffers that it wants beside its own.
 
     `shares`: into how many parts it may be divided among threads, if it may; it then takes the first and the last.
+    `repeats`: whether each part repeats some work, so that they are better few.
     """
 
     function: Any
     work_bytes: tuple[int, ...]
     shares: int | None = None
+    repeats: bool = False
 
 
 def passes(target: Any) -> Any:
@@ -88,14 +94,16 @@ def with_pointers(function: Any, shared: dict[int, int]) -> Lowered:
         pointers[dropped] = pointers[kept]
     statements, work = [], []
     buffers: dict[int, Any] = {}
-    most = int((function.attrs or {}).get(STACK, STACK_BYTES))
+    most, repeats = int((function.attrs or {}).get(STACK, STACK_BYTES)), REPEATS in (function.attrs or {})
     for statement in sequence(function.body):
         if isinstance(statement, DeclBuffer) and isinstance(statement.data, ir.Call):
             index = next((i for i, p in enumerate(function.params) if statement.data.args[0].same_as(p)), None)
             if index is not None:
                 statement = DeclBuffer(statement.buffer, data=pointers[index])
                 buffers[index] = statement.buffer
-        elif isinstance(statement, AllocBuffer) and nbytes(statement.buffer) > most:
+        elif (
+            isinstance(statement, AllocBuffer) and nbytes(statement.buffer) > most and not (repeats and own(statement))
+        ):
             room = pointer(statement.buffer)
             work.append((room, nbytes(statement.buffer)))
             statement = DeclBuffer(statement.buffer, data=room)
@@ -104,13 +112,15 @@ def with_pointers(function: Any, shared: dict[int, int]) -> Lowered:
     others = [statement for index, statement in enumerate(statements) if index not in loops]
     bounds: list[Any] = []
     shares = None
-    if not work and len(loops) == 1 and may_be_shared(statements[loops[0]]) and all(map(of_a_thread, others)):
+    if repeats:
+        statements, bounds, shares = divided_inside(statements)
+    elif not work and len(loops) == 1 and may_be_shared(statements[loops[0]]) and all(map(of_a_thread, others)):
         statements[loops[0]], bounds, shares = divided(statements[loops[0]])
     kept_pointers = [p for i, p in enumerate(pointers) if i not in shared.values()]
     parameters = [*kept_pointers, *(room for room, _ in work), *bounds]
     body = tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
     result = tirx.PrimFunc(parameters, body, ret_type=function.ret_type, attrs=function.attrs)
-    return Lowered(result, tuple(size for _, size in work), shares)
+    return Lowered(result, tuple(size for _, size in work), shares, repeats and shares is not None)
 
 
 def may_be_shared(statement: Any) -> bool:
@@ -136,6 +146,33 @@ def divided(loop: Any) -> tuple[Any, list[Any], int]:
     begin, end = (tirx.Var(name, str(loop.loop_var.ty.dtype)) for name in ("begin", "end"))
     share = tirx.For(loop.loop_var, begin, end - begin, tirx.ForKind.SERIAL, loop.body)
     return share, [begin, end], int(loop.extent)
+
+
+def divided_inside(statements: list[Any]) -> tuple[list[Any], list[Any], int | None]:
+    """All shared loops in statements as `divided` gives one; the statements as they are where no loop is shared."""
+    from tvm import tirx
+
+    begin, end = (tirx.Var(name, "int32") for name in ("begin", "end"))
+    turns = set()
+
+    def part(statement: Any) -> Any:
+        if isinstance(statement, tirx.SeqStmt):
+            return tirx.SeqStmt([part(inner) for inner in statement.seq])
+        if not isinstance(statement, tirx.For):
+            return statement
+        if SHARED not in statement.annotations:
+            return tirx.For(statement.loop_var, statement.min, statement.extent, statement.kind, part(statement.body))
+        turns.add(int(statement.extent))
+        return tirx.For(statement.loop_var, begin, end - begin, tirx.ForKind.SERIAL, statement.body)
+
+    found = [part(statement) for statement in statements]
+    assert len(turns) <= 1, turns
+    return (found, [begin, end], turns.pop()) if turns else (statements, [], None)
+
+
+def own(statement: Any) -> bool:
+    """Whether each thread is to have the buffer that is allocated for itself, on its stack."""
+    return str(statement.buffer.scope()) == "local"
 
 
 def pointer(buffer: Any) -> Any:

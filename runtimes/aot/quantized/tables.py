@@ -25,6 +25,7 @@ from tvm import relax, tirx
 
 from edgemem.runtimes.aot import dots
 from edgemem.runtimes.aot.ahead import ask
+from edgemem.runtimes.aot.lowering import REPEATS, SHARED
 from edgemem.runtimes.aot.machine import Machine
 from edgemem.runtimes.aot.quantized.digits import DIGITS, steps
 from edgemem.runtimes.aot.quantized.emitting import FLOAT, OPAQUE, constant, emitted, reshaped, trimmed
@@ -148,7 +149,7 @@ def kernel(count: int, layout: Layout, share: float) -> Any:
     tables = layout.block * layout.residual * DIGITS * layout.registers
     with IRBuilder() as made, T.prim_func(s_tir=True):
         T.func_name("product_vq")
-        T.func_attr({"op_pattern": OPAQUE, WRITTEN: "tables"})
+        T.func_attr({"op_pattern": OPAQUE, WRITTEN: "tables", REPEATS: 1})
         x = T.arg("x", T.buffer((count, layout.groups * layout.dim), FLOAT))
         step = T.arg("step", T.buffer((count,), FLOAT))
         book = T.arg("book", T.buffer((layout.residual, layout.registers, 4, layout.dim, LANES), FLOAT))
@@ -157,9 +158,9 @@ def kernel(count: int, layout: Layout, share: float) -> Any:
         negative = T.arg("negative", T.buffer((outputs,), "int32")) if layout.mirrored else None
         constants = T.arg("constants", T.buffer((COMPLEMENT + DIGITS, WIDE), "uint8"))
         y = T.arg("y", T.buffer((count, outputs), FLOAT))
-        table = T.alloc_buffer((tables * LANES,), "int32")
+        table = T.alloc_buffer((tables,), f"int32x{LANES}", scope="local")  # aligned as vectors are, on the stack too
         total = T.alloc_buffer((outputs * DIGITS,), "int32")
-        scaled = T.alloc_buffer((layout.block * layout.dim,), FLOAT)
+        scaled = T.alloc_buffer((layout.block * layout.dim,), FLOAT, scope="local")
         sums = T.alloc_buffer((2 * DIGITS * PAIRS,), "uint16")
         work = Kernel(
             T, layout, (x, step, book, code, scale, negative, constants, y), (table, total, scaled, sums), share
@@ -185,16 +186,20 @@ class Kernel:
 
     def row(self, row: Expr) -> None:
         T, layout = self.T, self.layout
-        with T.serial(0, layout.panels * DIGITS * 4) as i:
-            self.store(self.total, splat(0), i * LANES)
+        with self.panels() as panel, T.serial(0, DIGITS * 4) as i:
+            self.store(self.total, splat(0), (panel * (DIGITS * 4) + i) * LANES)
         with T.serial(0, -(-layout.groups // layout.block)) as block:
             first = block * layout.block
             count = tirx.min(tirx.const(layout.block, "int32"), layout.groups - first)
             self.tables(row, first, count)
-            with T.serial(0, layout.panels) as panel:
+            with self.panels() as panel:
                 self.panel(panel, first * layout.residual, count * layout.residual)
-        with T.serial(0, layout.panels) as panel:
+        with self.panels() as panel:
             self.finish(row, panel)
+
+    def panels(self) -> Any:
+        """The loop over panels, which threads may share; each makes all tables for its own."""
+        return self.T.serial(0, self.layout.panels, annotations={SHARED: 1})
 
     def tables(self, row: Expr, first: Expr, count: Expr) -> None:
         """The tables of a block of groups: four vectors of integers give a register of each byte.
@@ -207,7 +212,7 @@ class Kernel:
         with T.serial(0, layout.residual) as r, T.serial(0, layout.registers) as t, T.serial(0, count) as g:
             numbers = [self.number(g, r, t, j) for j in range(4)]
             for p, digit in enumerate(self.bytes_of(*numbers)):
-                self.store(self.table, digit, self.entry(g * layout.residual + r, p, t))
+                T.buffer_store(self.table, digit, [self.entry(g * layout.residual + r, p, t)])
 
     def number(self, g: Expr, r: Expr, t: Expr, j: int) -> Expr:
         """16 entries' products with x, and OFFSET, as the lowest bits of a float."""
@@ -246,7 +251,7 @@ class Kernel:
 
     def entry(self, unit: Expr, p: int, t: Expr | int) -> Expr:
         """Where a register of a table lies."""
-        return ((unit * DIGITS + p) * self.layout.registers + t) * LANES
+        return (unit * DIGITS + p) * self.layout.registers + t
 
     def panel(self, panel: Expr, first: Expr, count: Expr) -> None:
         """What a block of `count` units adds to 64 outputs, in registers.
@@ -289,7 +294,7 @@ class Kernel:
     def found(self, codes: Expr, unit: Expr, p: int) -> Expr:
         """The bytes that 64 codes name in a table."""
         layout = self.layout
-        table = [as_bytes(self.vector(self.table, self.entry(unit, p, t))) for t in range(layout.registers)]
+        table = [as_bytes(tirx.BufferLoad(self.table, [self.entry(unit, p, t)])) for t in range(layout.registers)]
         each = [tirx.call_llvm_pure_intrin(BYTES, PERMUTED, part, codes) for part in table]
         if layout.registers > 1:
             each = [tirx.Select(has(codes, 64), b, a) for a, b in zip(each[::2], each[1::2], strict=True)]
