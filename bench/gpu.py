@@ -1,9 +1,12 @@
 """How long does a step take on a GPU, beside torch and onnxruntime, and how far is it from the memory's speed?
 
-python -m bench.gpu [--models small,mid,169M] [--batches 1,16,256] [--rounds 20]
+python -m bench.gpu [--models small,mid,169M] [--batches 1,16,256] [--rounds 20] [--engines edgemem,torch,...]
+                    [--seconds 600]
 
-writes bench/results/gpu.json. Models are RWKV-4 of random weights in float32; all engines (`bench.gpu_engines`) take
-turns in every round, once they agree on the outputs:
+writes bench/results/gpu.json, again after every model, so that a run which is cut short leaves what it has measured.
+With `--seconds` no further model or engine is started once they are spent. An engine that fails is left out, with its
+reason. Models are RWKV-4 of random weights in float32; all engines (`bench.gpu_engines`) take turns in every round,
+once they agree on the outputs:
 
     run    microseconds of a step, of many that are launched one after another and waited for once
     step   microseconds from an input of the host to the output on the host, one at a time
@@ -15,6 +18,7 @@ Without a CUDA GPU it refuses. `--device cpu` tries the script itself on a proce
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 import tempfile
@@ -32,6 +36,7 @@ from bench.timing import RESULTS, spread, write
 from edgemem.errors import EdgememError
 from edgemem.measure import step_bytes
 from edgemem.modelfile import open_model
+from edgemem.text import first_line
 
 MODELS: Mapping[str, dict[str, object]] = {
     "small": {"layers": 2, "width": 64, "vocab": 64},
@@ -43,6 +48,7 @@ BATCHES = (1, 16, 256)
 COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 22}
 RUN_SECONDS = 0.02  # of each engine in each round
 CHECKED_STEPS = 4
+NO_TIME = "no time was left for it (--seconds)"
 TOLERANCE = 1e-3  # of the largest output: sums of thousands of float32 in another order
 GOALS = (
     ("169M", 1, "of the copy bandwidth, at least", 0.7),
@@ -55,23 +61,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--batches", default=",".join(map(str, BATCHES)))
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--engines", default=",".join(ENGINES))
+    parser.add_argument("--seconds", type=float, default=math.inf, help="start nothing further after them")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder for gpu.json")
     given = parser.parse_args(arguments)
+    end = time.monotonic() + given.seconds
     labels, batches = given.models.split(","), [int(batch) for batch in given.batches.split(",")]
     known = {**MODELS, "tiny": TINY}
     if unknown := [label for label in labels if label not in known]:
         parser.error(f"--models: {', '.join(known)} were wanted, {', '.join(unknown)} came")
+    names = given.engines.split(",")
+    if unknown := [name for name in names if name not in ENGINES]:
+        parser.error(f"--engines: {', '.join(ENGINES)} were wanted, {', '.join(unknown)} came")
     if given.device == "cpu" and given.out == RESULTS:
         parser.error("--device cpu measures no GPU: give --out, another folder than that of the results")
     try:
         device = described(given.device)
-        result = measured({label: known[label] for label in labels}, batches, given.device, given.rounds)
     except EdgememError as error:
         print(f"bench.gpu: {error}", file=sys.stderr)
         return 2
-    print(write("gpu", {"device": device, "rounds": given.rounds, **result}, given.out))
-    return 0
+    result: dict[str, Any] = {
+        "device": device,
+        "rounds": given.rounds,
+        "rows": [],
+        "skipped": [],
+        "versions": versions(),
+    }
+    cases = [(label, batch) for batch in batches for label in labels]  # a batch of 1 of every model comes first
+    for label, batch in cases:
+        trial = Trial(given.device, given.rounds, names, end)
+        trial.measure(known[label], batch)
+        result["rows"] += [{"model": label, "batch": batch, **row} for row in trial.rows]
+        result["skipped"] += [{"model": label, "batch": batch, **row} for row in trial.absent]
+        for row in trial.rows:
+            print(line({"model": label, "batch": batch, **row}), flush=True)
+        for row in trial.absent:
+            print(f"{label:<6}{batch:>5}  {row['engine']:<14}left out: {row['reason']}", flush=True)
+        path = write("gpu", result, given.out)
+    print(path)
+    return 1 if any(row["engine"] == "edgemem" for row in result["skipped"]) else 0
 
 
 def described(device: str) -> dict[str, Any]:
@@ -96,74 +125,94 @@ def described(device: str) -> dict[str, Any]:
     }
 
 
-def measured(
-    models: Mapping[str, Mapping[str, object]], batches: Sequence[int], device: str, rounds: int
-) -> dict[str, Any]:
-    """Rows of all models at all batch sizes, and the engines that are not here."""
-    from edgemem.export import export_model
+class Trial:
+    """One model at one batch size: rows of the engines that ran, and why the others did not."""
 
-    rows: list[dict[str, Any]] = []
-    skipped: list[dict[str, Any]] = []
-    for label, settings in models.items():
-        for batch in batches:
-            with tempfile.TemporaryDirectory(prefix="edgemem-") as folder:
-                path = Path(folder) / "model.onnx"
+    def __init__(self, device: str, rounds: int, names: Sequence[str], end: float) -> None:
+        self.device, self.rounds, self.names, self.end = device, rounds, names, end
+        self.rows: list[dict[str, Any]] = []
+        self.absent: list[dict[str, Any]] = []
+
+    def measure(self, settings: Mapping[str, object], batch: int) -> None:
+        """Export the model, and let the engines take turns."""
+        from edgemem.export import export_model
+
+        if self.late():
+            return self.leave_out(self.names, NO_TIME)
+        with tempfile.TemporaryDirectory(prefix="edgemem-") as folder:
+            path = Path(folder) / "model.onnx"
+            try:
                 export_model("rwkv4", path, settings, seed=0, batch=batch, certified_steps=CHECKED_STEPS)
-                found, absent = turns(path, device, rounds)
-            rows += [{"model": label, "batch": batch, **row} for row in found]
-            skipped += [{"model": label, "batch": batch, **row} for row in absent]
-            for row in rows[-len(found) :]:
-                print(line(row), flush=True)
-    return {"rows": rows, "skipped": skipped, "versions": versions()}
+            except EdgememError as error:
+                return self.leave_out(self.names, reason(error))
+            self.turns(path)
+        return None
+
+    def late(self) -> bool:
+        return time.monotonic() >= self.end
+
+    def leave_out(self, names: Sequence[str], why: str) -> None:
+        self.absent += [{"engine": name, "reason": why} for name in names]
+
+    def turns(self, path: Path) -> None:
+        """All engines on one model, in turn in each round."""
+        model = open_model(path)
+        port = model.contract.inputs[0]
+        least, most = port.range or (0, 1)
+        rng = np.random.default_rng(0)
+        chunks = [rng.integers(least, most + 1, port.shape).astype(port.dtype) for _ in range(CHECKED_STEPS)]
+        engines = self.started(path, chunks)
+        if not engines:
+            return
+        copy = Copy(self.device)
+        times: dict[str, dict[str, list[float]]] = {name: {"run": [], "step": []} for name in engines}
+        copies: list[float] = []
+        for index in range(self.rounds + 1):  # the first one warms up
+            copies.append(copy.bytes_per_second())
+            for name, engine in list(engines.items()):
+                try:
+                    times[name]["run"].append(run_us(engine))
+                    times[name]["step"].append(step_us(engine, chunks))
+                except Exception as error:  # each engine raises errors of its own kind
+                    self.leave_out([name], reason(error))
+                    del engines[name], times[name]
+            if index == 0:
+                copies.clear()
+                for kinds in times.values():
+                    kinds["run"].clear(), kinds["step"].clear()
+            elif self.late():
+                break
+        nbytes = step_bytes(model)
+        self.rows += [row(name, found, nbytes, copies) for name, found in times.items()]
+
+    def started(self, path: Path, chunks: Sequence[Any]) -> dict[str, Engine]:
+        """The engines that are here and compute what the first one does, edgemem."""
+        engines: dict[str, Engine] = {}
+        wanted: list[Any] = []
+        for name in self.names:
+            if self.late():
+                self.leave_out([name], NO_TIME)
+                continue
+            try:
+                engine = ENGINES[name](path, self.device)
+                outputs = [np.array(engine.step(chunk)) for chunk in chunks]
+            except Exception as error:  # each engine raises errors of its own kind
+                self.leave_out([name], reason(error))
+                continue
+            wanted = wanted or outputs
+            apart = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(outputs, wanted, strict=True))
+            if apart <= TOLERANCE:
+                engines[name] = engine
+            else:
+                self.leave_out([name], f"its outputs differ by {apart:.1e} of the largest")
+        return engines
 
 
-def turns(path: Path, device: str, rounds: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """All engines on one model, in turn in each round."""
-    model = open_model(path)
-    port = model.contract.inputs[0]
-    least, most = port.range or (0, 1)
-    rng = np.random.default_rng(0)
-    chunks = [rng.integers(least, most + 1, port.shape).astype(port.dtype) for _ in range(CHECKED_STEPS)]
-    engines, absent = started(path, device, chunks)
-    copy = Copy(device)
-    times: dict[str, dict[str, list[float]]] = {name: {"run": [], "step": []} for name in engines}
-    copies: list[float] = []
-    for index in range(rounds + 1):  # the first one warms up
-        copies.append(copy.bytes_per_second())
-        for name, engine in engines.items():
-            times[name]["run"].append(run_us(engine))
-            times[name]["step"].append(step_us(engine, chunks))
-        if index == 0:
-            copies.clear()
-            for kinds in times.values():
-                kinds["run"].clear(), kinds["step"].clear()
-    nbytes = step_bytes(model)
-    return [row(name, found, nbytes, copies) for name, found in times.items()], absent
-
-
-def started(path: Path, device: str, chunks: Sequence[Any]) -> tuple[dict[str, Engine], list[dict[str, Any]]]:
-    """The engines that are here and compute what the first one does, edgemem; and why the others are not.
-
-    Raises:
-        EdgememError: edgemem itself cannot run the model here.
-    """
-    engines: dict[str, Engine] = {}
-    absent: list[dict[str, Any]] = []
-    wanted: list[Any] = []
-    for name, make in ENGINES.items():
-        try:
-            engine = make(path, device)
-        except (Absent, ImportError) as error:
-            absent.append({"engine": name, "reason": str(error)})
-            continue
-        outputs = [np.array(engine.step(chunk)) for chunk in chunks]
-        wanted = wanted or outputs
-        error_now = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(outputs, wanted, strict=True))
-        if error_now <= TOLERANCE:
-            engines[name] = engine
-        else:
-            absent.append({"engine": name, "reason": f"its outputs differ by {error_now:.1e} of the largest"})
-    return engines, absent
+def reason(error: Exception) -> str:
+    """Why an engine is left out."""
+    if isinstance(error, Absent | ImportError | EdgememError):
+        return first_line(error)
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 class Copy:
@@ -215,6 +264,7 @@ def row(name: str, found: Mapping[str, Sequence[float]], nbytes: int, copies: Se
     share = statistics.median(nbytes / us * 1e6 / copy for us, copy in zip(found["run"], copies, strict=True))
     return {
         "engine": name,
+        "rounds": len(found["run"]),
         "run_us": round(run, 2),
         "run_spread": round(spread(found["run"]), 4),
         "step_us": round(statistics.median(found["step"]), 2),

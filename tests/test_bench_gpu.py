@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edg
 
 from bench import gpu, gpu_engines
 from bench.results_page import rendered
+from edgemem.errors import ModelFileError
 from tests.gpus import has_gpu
 
 
@@ -44,28 +47,72 @@ def test_its_section_says_what_was_measured(result: dict[str, object]) -> None:
     assert [line[-2:] for line in gpu.goals({"rows": rows})] == [["0.71", "reached"], ["0.60", "missed"]]
 
 
+class Given(gpu_engines.Engine):
+    """Gives one number, or fails from some launch on."""
+
+    def __init__(self, value: float, launches: int = 1 << 30) -> None:
+        self.value, self.launches = value, launches
+
+    def launch(self) -> None:
+        self.launches -= 1
+        if self.launches < 0:
+            raise RuntimeError("CUDA error: misaligned address\nin a kernel")
+
+    def wait(self) -> None: ...
+
+    def step(self, x: np.ndarray) -> np.ndarray:
+        return np.array([self.value])
+
+
+def refusing(error: Exception) -> Callable[[Path, str], gpu_engines.Engine]:
+    def make(path: Path, device: str) -> gpu_engines.Engine:
+        raise error
+
+    return make
+
+
 def test_an_engine_that_computes_something_else_does_not_take_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Given(gpu_engines.Engine):
-        def __init__(self, value: float) -> None:
-            self.value = value
+    """Neither does one that is not here, fails to start, or comes when the time is up."""
+    makers = {
+        "first": lambda p, d: Given(1.0),
+        "near": lambda p, d: Given(1.0005),
+        "far": lambda p, d: Given(1.1),
+        "none": refusing(gpu_engines.Absent("no such thing")),
+        "broken": refusing(RuntimeError("out of memory\nmore")),
+    }
+    monkeypatch.setattr(gpu, "ENGINES", makers)
+    trial = gpu.Trial("cpu", 1, list(makers), math.inf)
+    assert list(trial.started(tmp_path, [np.zeros(1)])) == ["first", "near"]
+    assert [row["reason"] for row in trial.absent] == [
+        "its outputs differ by 1.0e-01 of the largest",
+        "no such thing",
+        "RuntimeError: out of memory",
+    ]
+    late = gpu.Trial("cpu", 1, list(makers), -math.inf)
+    assert late.started(tmp_path, [np.zeros(1)]) == {} and len(late.absent) == len(makers)
+    late.measure({}, 1)
+    assert {row["reason"] for row in late.absent} == {gpu.NO_TIME}
 
-        def launch(self) -> None: ...
 
-        def wait(self) -> None: ...
-
-        def step(self, x: np.ndarray) -> np.ndarray:
-            return np.array([self.value])
-
-    def absent(path: Path, device: str) -> gpu_engines.Engine:
-        raise gpu_engines.Absent("no such thing")
-
-    makers = {"first": lambda p, d: Given(1.0), "near": lambda p, d: Given(1.0005), "far": lambda p, d: Given(1.1)}
-    monkeypatch.setattr(gpu, "ENGINES", {**makers, "none": absent})
-    engines, left_out = gpu.started(tmp_path, "cpu", [np.zeros(1)])
-    assert list(engines) == ["first", "near"]
-    assert [row["reason"] for row in left_out] == ["its outputs differ by 1.0e-01 of the largest", "no such thing"]
+def test_an_engine_that_breaks_later_leaves_the_others(
+    result: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is there after each model; where edgemem is left out, the benchmark has failed."""
+    makers = {"edgemem": refusing(ModelFileError("no kernel")), "torch": lambda p, d: Given(1.0),
+              "onnxruntime": lambda p, d: Given(1.0, launches=1)}  # fmt: skip
+    monkeypatch.setattr(gpu, "ENGINES", makers)
+    written: list[int] = []
+    monkeypatch.setattr(gpu, "write", lambda name, found, out: written.append(len(found["rows"])))
+    options = ["--device", "cpu", "--models", "tiny", "--rounds", "1", "--out", str(tmp_path)]
+    assert gpu.main([*options, "--batches", "1,2", "--seconds", "1000"]) == 1
+    assert written == [1, 2]
+    assert gpu.main([*options, "--batches", "1", "--seconds", "0", "--engines", "torch"]) == 0 and written[2:] == [0]
+    trial = gpu.Trial("cpu", 1, list(makers), math.inf)
+    trial.measure(gpu.TINY, 1)
+    assert [row["engine"] for row in trial.rows] == ["torch"]
+    assert [row["reason"] for row in trial.absent] == ["no kernel", "RuntimeError: CUDA error: misaligned address"]
 
 
 @pytest.mark.skipif(has_gpu(), reason="this machine has a CUDA GPU")

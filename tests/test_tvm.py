@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
 from collections.abc import Callable
@@ -159,6 +160,48 @@ def test_narrow_weights_on_cuda(scheme: str, kernel: str, rwkv4: Path, tmp_path:
         assert [f"{name}_kernel" for name in inside] == found.calls
     for arch in MACHINES.values() if kernel == "w8a8" else ():
         assert b"dp4a.s32.s32" in code_of(found.source, f"compute_{arch}", "PTX")
+
+
+@needs_nvrtc
+@pytest.mark.skipif(has_gpu(), reason="this machine has a CUDA GPU")
+def test_tvm_compiles_no_kernel_itself(rwkv4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its library for CUDA is loaded, TVM would, by a compiler that the extra `cuda` does not install."""
+    import tvm_ffi
+
+    from edgemem.boards import board
+    from edgemem.runtimes.vm.generate import KEEP_SOURCE, generated
+
+    def refuse(*given: Any) -> None:
+        raise AssertionError("TVM compiles")
+
+    monkeypatch.setenv(KEEP_SOURCE, "0")
+    tvm_ffi.register_global_func("ffi.Module.create.cuda", refuse)
+    try:
+        found = generated(rwkv4, board("h200"))
+    finally:
+        tvm_ffi.registry.remove_global_func("ffi.Module.create.cuda")
+    assert found.source.count("__global__") >= 2 * len(found.kernels) and os.environ[KEEP_SOURCE] == "0"
+
+
+def test_truth_values_are_read_one_by_one() -> None:
+    """TVM's CUDA C++ reads a vector of them two bytes each, where one lies."""
+    from tvm import te
+
+    from edgemem.boards import board
+    from edgemem.runtimes.gpu.schedules import scheduled
+    from edgemem.runtimes.vm.generate import machine_of
+
+    def attention(dtype: str) -> str:
+        a, b = (te.placeholder((2, 64, 64), name=name) for name in "ab")
+        mask = te.placeholder((2, 64, 64), dtype, name="mask")
+        k = te.reduce_axis((0, 64), name="k")
+        sums = te.compute((2, 64, 64), lambda n, i, j: te.sum(a[n, i, k] * b[n, j, k], axis=k), name="sums")
+        kept = te.compute(sums.shape, lambda *at: te.if_then_else(mask[at].astype("bool"), sums[at], 0.0), name="kept")
+        function, how = scheduled(te.create_prim_func([a, b, mask, kept]), machine_of(board("h200")).target)
+        assert how == "dlight"
+        return str(function.script())
+
+    assert "T.vectorized" in attention("float32") and "T.vectorized" not in attention("bool")
 
 
 @needs_nvrtc

@@ -35,9 +35,9 @@ def scheduled(function: Any, target: Any) -> tuple[Any, str]:
                 pass
             else:
                 return sch.mod["main"].with_attr("tirx.is_scheduled", True), "rows"
-        function, found = by_rules(function)
+        ruled, found = by_rules(function)
         if found:
-            return function, "dlight"
+            return without_bool_vectors(ruled), "dlight"
         sch = Schedule(function, error_render_level="none")
         spread(sch, int(target.attrs["max_num_threads"]))
         return sch.mod["main"].with_attr("tirx.is_scheduled", True), "spread"
@@ -52,6 +52,20 @@ def by_rules(function: Any) -> tuple[Any, bool]:
     rules = (gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction())
     ruled = dlight.ApplyDefaultSchedule(*rules)(tvm.IRModule({"main": function}))["main"]
     return ruled, bool(ruled.attrs.get("tirx.is_scheduled", False))
+
+
+def without_bool_vectors(function: Any) -> Any:
+    """A scheduled PrimFunc, its vector loops plain ones where it reads or writes truth values.
+
+    TVM's CUDA C++ has two bytes for each truth value of a vector, its memory has one.
+    """
+    from tvm import IRModule
+    from tvm.tirx.transform import VectorizeLoop
+
+    held = [*function.params, *function.body.block.alloc_buffers]
+    if all(str(buffer.dtype) != "bool" for buffer in held):
+        return function
+    return VectorizeLoop(False)(IRModule({"main": function}))["main"]
 
 
 def spread(sch: Any, threads: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from edgemem.runtimes.aot.machine import Machine, machine
 from edgemem.runtimes.vm.nvrtc import cubin
 from edgemem.runtimes.vm.program import NATIVE, arch_here
 
+KEEP_SOURCE = "TVM_COMPILE_FORCE_FALLBACK"  # read by TVM whenever it has generated CUDA C++
 STORAGE = "relax.memory.alloc_storage"
 ALIGNMENT = 256  # of what CUDA allocates; every architecture that TVM's CUDA serves has __dp4a
 
@@ -129,10 +132,27 @@ def built(module: Any, target: Any) -> tuple[Any, int]:
     graphs = [rewrite.RewriteCUDAGraph()] if captures(target) else []
     lower = [rewrite.LowerAllocTensor(), rewrite.KillAfterLastUse(), rewrite.LowerRuntimeBuiltin(),
              rewrite.AttachGlobalSymbol()]  # fmt: skip
-    with target, transform.PassContext(config={"relax.backend.use_cuda_graph": captures(target)}):
+    with target, as_source(), transform.PassContext(config={"relax.backend.use_cuda_graph": captures(target)}):
         planned = rewrite.StaticPlanBlockMemory()(module)
         executable = relax.build(transform.Sequential([*graphs, *lower])(planned), target, relax_pipeline=None)
     return executable, workspace_bytes(planned[EVEN])
+
+
+@contextmanager
+def as_source() -> Iterator[None]:
+    """Let TVM keep CUDA C++ as it is, also where its library for CUDA is loaded.
+
+    There TVM would compile it at once, by a compiler of its own (the package `cuda-bindings`), and lose the source.
+    """
+    before = os.environ.get(KEEP_SOURCE)
+    os.environ[KEEP_SOURCE] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[KEEP_SOURCE]
+        else:
+            os.environ[KEEP_SOURCE] = before
 
 
 def workspace_bytes(function: Any) -> int:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edgemem.contract import Contract
 
 TOOL = "pip install 'edgemem[tvm]'"
+NO_MEMORY = "out of memory"  # in TVM's errors, as CUDA says it
 NATIVE = "native"  # the architecture of the GPU that is here
 # One thread at a time uses the device, whatever the program: while CUDA captures a graph, nobody else may allocate.
 DEVICE = threading.RLock()
@@ -93,11 +94,11 @@ class VmState(StateBlock):
             self.reset()
 
     def get(self) -> dict[str, Array]:
-        with DEVICE:
+        with on_device(self._program):
             return {name: tensor.numpy() for name, tensor in self._program.where(self).items()}
 
     def set(self, values: Mapping[str, Array]) -> None:
-        with DEVICE:
+        with on_device(self._program):
             for name, tensor in self._program.where(self).items():
                 tensor.copyfrom(np.ascontiguousarray(values[name]))
 
@@ -105,14 +106,14 @@ class VmState(StateBlock):
         self.set(self._program.start)
 
     def rows(self, rows: Sequence[int]) -> dict[str, Array]:
-        with DEVICE:
+        with on_device(self._program):
             where = self._program.where(self)
             return {
                 name: np.concatenate([stretch(tensor, row).numpy() for row in rows]) for name, tensor in where.items()
             }
 
     def set_rows(self, rows: Sequence[int], values: Mapping[str, Array]) -> None:
-        with DEVICE:
+        with on_device(self._program):
             for name, tensor in self._program.where(self).items():
                 array = np.broadcast_to(values[name], (len(rows), *tensor.shape[1:]))
                 for index, row in enumerate(rows):
@@ -148,8 +149,10 @@ class VmProgram(Program):
         check_room(device, contract.model.name, sizes)
         with DEVICE:
             try:
-                self.machine = relax.VirtualMachine(runtime.load_module(str(library)), device)
+                self.machine = relax.VirtualMachine(runtime.load_module(str(library)), device, allocator(device))
             except Exception as error:  # TVM raises plain errors of its own kind
+                if NO_MEMORY in str(error):
+                    raise failure(self, error) from error
                 raise ModelFileError(
                     f"{library} cannot be loaded on this machine ({first_line(error)}); compile the model for its board"
                 ) from error
@@ -227,6 +230,17 @@ def bound(machine: Any, program: VmProgram) -> list[Any]:
             f"the program has no step ({first_line(error)}); compile the model again with this edgemem"
         ) from error
     return steps
+
+
+def allocator(device: Any) -> str | None:
+    """How TVM is to allocate on a device.
+
+    A GPU's memory is asked for once, and is everybody's again when its program is gone. TVM's own choice, a pool that
+    keeps it, is for the processor, which has no graph that holds the work space between steps.
+    """
+    import tvm
+
+    return None if device == tvm.cpu() else "naive"
 
 
 def move(source: Mapping[str, Any], target: Mapping[str, Any]) -> None:
