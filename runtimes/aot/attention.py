@@ -104,7 +104,7 @@ class Reader(PyExprMutator):  # type: ignore[misc]
         return relax.call_tir(name, [queries, read], relax.TensorType([1, heads, count, length], "float32"))
 
     def weighted(self, weights: Expr, read: Expr) -> Expr:
-        softmax = self.lookup_binding(weights) if isinstance(weights, relax.Var) else None
+        softmax: Expr = self.lookup_binding(weights) if isinstance(weights, relax.Var) else None
         divided = []
         if is_softmax(softmax):
             weights, inverse = self.undivided(softmax.args[0])

@@ -144,7 +144,7 @@ class Rounding:
 def legal_dequantize(builder: Any, call: Expr, widened: frozenset[str]) -> Expr:
     """(q - zero) scale; of q that was rounded for this alone, from the floats that were rounded: they are whole."""
     q, scale, zero = call.args
-    made = builder.lookup_binding(q) if isinstance(q, relax.Var) and str(q.name) in widened else None
+    made: Expr = builder.lookup_binding(q) if isinstance(q, relax.Var) and str(q.name) in widened else None
     function = builder.get()[made.args[0]] if is_kernel(made) else None
     if function is None or ROUNDS not in (function.attrs or {}) or len(shape_of(scale)) or dtype_of(call) != FLOAT:
         return default("dequantize", builder, call)
@@ -153,13 +153,15 @@ def legal_dequantize(builder: Any, call: Expr, widened: frozenset[str]) -> Expr:
     if len(shape_of(operands[1])) or any(len(shape_of(operand)) for operand in operands[2:]):
         return default("dequantize", builder, call)
     rounding = Rounding(str(function.attrs[ROUNDS]), 0, any(kind != FLOAT for kind in kinds), FLOAT in kinds)
-
     moved = [] if is_zero(zero) else [zero]
 
     def form(s: Any, *others: Any) -> Any:
         steps = rounding.steps(*others[len(moved) :])
-        value = (lambda *i: steps(*i) - others[0]().astype(FLOAT)) if moved else steps
-        return te.compute(others[len(moved)].shape, lambda *i: value(*i) * s(), name="dequantized")
+
+        def value(*i: Any) -> Any:
+            return (steps(*i) - others[0]().astype(FLOAT) if moved else steps(*i)) * s()
+
+        return te.compute(others[len(moved)].shape, value, name="dequantized")
 
     return builder.call_te(form, scale, *moved, *operands, primfunc_name_hint="dequantize")
 

@@ -39,7 +39,7 @@ def lowered(function: Any, name: str, target: Any) -> Lowered:
     import tvm
     from tvm import tirx, transform
 
-    from edgemem.runtimes.aot.lowering import sequence
+    from edgemem.runtimes.aot.ahead import sequence
 
     function = function.with_attr("global_symbol", name).with_attr("target", target)
     with target:
