@@ -95,6 +95,18 @@ def test_threads_may_share_the_panels(kind: str, dot: str, rows: int) -> None:
     assert (kernels[graph.calls[-1].kernel].shares or 1) > 1
 
 
+@pytest.mark.skipif(not tables.permutes(HOST), reason="this core looks up no bytes")
+def test_threads_make_tables_of_their_own() -> None:
+    """What threads have in common are sums of outputs, of which each writes its own; no table is among them."""
+    x, (matrix, _) = np.zeros((1, 96), "f"), narrow(np.random.default_rng(0), "vq", 96, 300)
+    module = module_of(x, lambda builder, a: products.product(builder, a, matrix, HOST))
+    _, kernels, schedules = kernels_of(module, ["x"], HOST)
+    (made,) = (kernels[name] for name, schedule in schedules.items() if schedule == "tables")
+    panels = -(-300 // tables.WIDE)
+    assert made.shares == panels and made.repeats
+    assert made.work_bytes == (panels * tables.WIDE * tables.DIGITS * 4,)
+
+
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs", "dim", "entries", "residual"),

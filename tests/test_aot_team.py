@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import subprocess
 import threading
 import time
@@ -73,6 +74,23 @@ int main(void)
 }
 """
 
+NAP = """
+#include <pthread.h>
+#include <time.h>
+#include <unistd.h>
+static pthread_t first;
+static unsigned others;
+__attribute__((constructor)) static void begun(void) { first = pthread_self(); }
+__attribute__((destructor)) static void ended(void) { if (others == 0) _exit(9); }
+static void nap(void)
+{
+    const int is_first = pthread_equal(first, pthread_self()) != 0;
+    const struct timespec span = {0, is_first ? 50000 : 200000};
+    if (!is_first) __atomic_add_fetch(&others, 1u, __ATOMIC_RELAXED);
+    nanosleep(&span, NULL);
+}
+"""
+
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -124,14 +142,41 @@ def test_threads_end_with_their_stream(program: Path) -> None:
     assert count() == before
 
 
-def user(program: Path, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    """`USER`, compiled with the sources of a program."""
-    (folder / "user.c").write_text(USER)
+def slow_kernels(program: Path) -> tuple[str, list[str]]:
+    """C text of kernels that take a nap before they compute, in every thread, and flags that put them before those that
+    threads share; at the end of the process it fails if no thread but the first has computed anything.
+    """
+    text = (program / "model_team.c").read_text()
+    found = re.findall(r"^extern void (\w+)\((.*), int32_t, int32_t\);$", text, re.MULTILINE)
+    naps = []
+    for symbol, types in found:
+        names = [f"p{index}" for index in range(types.count(",") + 1)]
+        pairs = ", ".join(f"{kind.strip()} {name}" for kind, name in zip(types.split(","), names, strict=True))
+        naps.append(
+            f"void __real_{symbol}({pairs}, int32_t, int32_t);\nvoid __wrap_{symbol}({pairs}, int32_t, int32_t);\n"
+            f"void __wrap_{symbol}({pairs}, int32_t b, int32_t e)\n"
+            f"{{ nap(); __real_{symbol}({', '.join(names)}, b, e); }}\n"
+        )
+    return NAP + "\n".join(naps), [f"-Wl,--wrap={symbol}" for symbol, _ in found]
+
+
+def user(program: Path, folder: Path, *flags: str, more: str = "") -> subprocess.CompletedProcess[str]:
+    """`USER` and `more`, compiled with the sources of a program."""
+    (folder / "user.c").write_text(USER + more)
     sources = [folder / "user.c", *(program / name for name in ("model.c", "model_team.c", "model_weights.S"))]
     command = ["gcc", "-g", "-O1", "-pthread", f"-I{program}", f"-Wa,-I{program}", *flags]
     return subprocess.run(
         [*command, "-o", folder / "user", *sources, program / "model_kernels.o"], capture_output=True, text=True
     )
+
+
+def test_the_first_waits_for_parts_that_others_have_begun(program: Path, tmp_path: Path) -> None:
+    """Every part takes a while, so that all threads have some, and what is computed after one that is late is wrong."""
+    more, flags = slow_kernels(program)
+    assert len(flags) > 1
+    built = user(program, tmp_path, *flags, more=more)
+    assert built.returncode == 0, built.stderr
+    assert subprocess.run([tmp_path / "user"], timeout=300).returncode == 0
 
 
 def test_nobody_waits_for_a_thread_that_does_not_come(program: Path, tmp_path: Path) -> None:
