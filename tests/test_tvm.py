@@ -204,6 +204,26 @@ def test_truth_values_are_read_one_by_one() -> None:
     assert "T.vectorized" in attention("float32") and "T.vectorized" not in attention("bool")
 
 
+@pytest.mark.parametrize("outputs", [1, 11])
+def test_threads_without_an_output_write_nothing(outputs: int) -> None:
+    """A block has eight outputs; sums that come out even must not make TVM forget that there may be fewer."""
+    import tvm
+    from tvm import te
+
+    from edgemem.boards import board
+    from edgemem.runtimes.gpu.products import summed
+    from edgemem.runtimes.gpu.schedules import scheduled
+    from edgemem.runtimes.vm.generate import as_source, cuda_source, machine_of
+
+    target = machine_of(board("h200")).target
+    x, w = te.placeholder((1, 64), name="x"), te.placeholder((outputs, 64), name="w")
+    function, how = scheduled(te.create_prim_func([x, w, summed(x, (1, outputs), lambda n, k: w[n, k])]), target)
+    with target, as_source():
+        built = tvm.tirx.build(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}), target=target)
+    before, written = cuda_source(built).split(";\n  }\n}")[0].rsplit("{\n", 1)
+    assert how == "rows" and written.strip().startswith("product_ptr[") and f"< {outputs})" in before.splitlines()[-1]
+
+
 @needs_nvrtc
 def test_what_the_compiler_refuses_is_said() -> None:
     from edgemem.runtimes.vm.nvrtc import cubin

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
 
+from edgemem.cli.main import cli
 from edgemem.errors import MissingDependency
 from edgemem.export import export_model
 from tests import played_cuda
@@ -32,6 +34,10 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         pytest.skip(f"the headers of CUDA 13's runtime are not installed: {error}")
     model_file("rwkv4", folder)
     export_model("memformer", folder / "memformer.onnx", SMALL["memformer"], seed=1, batch=3)
+    silero_vad = pytest.importorskip("silero_vad", reason="silero-vad is not installed: pip install 'edgemem[dev]'")
+    vad = next(Path(silero_vad.__file__).parent.glob("data/silero_vad.onnx"))
+    result = CliRunner().invoke(cli, ["adopt", str(vad), "-o", str(folder / "silero.onnx")])
+    assert result.exit_code == 0, result.output
     libraries = played_cuda.install(folder)
     run = subprocess.run(
         [sys.executable, "-m", "tests.played_cuda.checks", str(folder)],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,9 @@ NO_MEMORY = "out of memory"  # in TVM's errors, as CUDA says it
 NATIVE = "native"  # the architecture of the GPU that is here
 # One thread at a time uses the device, whatever the program: while CUDA captures a graph, nobody else may allocate.
 DEVICE = threading.RLock()
+# Work space of a kernel (not of a step) is TVM's for the thread that launches it, and is freed when that thread ends. A
+# graph replays its address all the same, so all graphs are captured by one thread that lives on.
+CAPTURING = ThreadPoolExecutor(1, "edgemem-capture")
 
 
 def require_device(board: Board) -> None:
@@ -160,6 +164,7 @@ class VmProgram(Program):
             self.outputs = {port.name: self.zeros(port) for port in contract.outputs}
             self.places = (self.room(), self.room())
             self.steps = bound(self.machine, self)
+        self.uncaptured = set(range(len(self.steps))) if allocator(device) else set()
         self.turn = 0
         self.resident: weakref.ref[VmState] | None = None  # whose state lies in `places`
 
@@ -207,7 +212,11 @@ class VmProgram(Program):
         """One step on what lies in `inputs`, without waiting for the device."""
         with DEVICE:
             self.bring(state)
-            self.steps[self.turn]()
+            if self.turn in self.uncaptured:
+                CAPTURING.submit(self.steps[self.turn]).result()
+                self.uncaptured.remove(self.turn)
+            else:
+                self.steps[self.turn]()
             self.turn = (self.turn + 1) % len(self.steps)
 
 

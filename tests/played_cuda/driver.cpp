@@ -1,10 +1,10 @@
 // NVIDIA's driver and CUDA's runtime, as far as TVM's library for CUDA calls them, played on a processor.
 //
 // Strict where a GPU is: memory of the device cannot be read by the host (the kernels see it elsewhere), comes full of
-// NaN, and is gone once it is freed; what is launched or copied on the device is done only when something waits for it;
-// while a stream captures, whatever CUDA forbids meanwhile fails and spoils the capture; a launch keeps to the limits of
-// compute capability 9.0 and to the bounds of its kernel. A kernel's machine code is a shared object made of its CUDA C++
-// (threads.h). One device, one thread at a time.
+// NaN, is gone once it is freed, and nothing may be written behind it; what is launched or copied on the device is done
+// only when something waits for it; while a stream captures, whatever CUDA forbids meanwhile fails and spoils the
+// capture; a launch keeps to the limits of compute capability 9.0 and to the bounds of its kernel. A kernel's machine
+// code is a shared object made of its CUDA C++ (threads.h). One device, one thread at a time.
 //
 // NVIDIA, "CUDA Runtime API" and "CUDA C++ Programming Guide" (stream capture; compute capabilities), version 13.
 //
@@ -68,6 +68,14 @@ char* shown(const void* address, size_t size) {
   if (after == memories.begin()) return nullptr;
   auto& [first, memory] = *--after;
   return wanted + size <= first + memory.size ? memory.shown + (wanted - first) : nullptr;
+}
+
+// Whether what lies behind an allocation is as it was made.
+bool kept(const void* address) {
+  auto& [first, memory] = *--memories.upper_bound(static_cast<char*>(const_cast<void*>(address)));
+  for (size_t i = memory.size; i < memory.room; ++i)
+    if (memory.shown[i] != char(0xff)) return false;
+  return true;
 }
 
 cudaError_t finished() {
@@ -134,7 +142,7 @@ cudaError_t cudaMalloc(void** address, size_t size) {
   UNSAFE("cudaMalloc");
   *address = nullptr;
   if (!size) return cudaSuccess;
-  size_t room = (size + 4095) / 4096 * 4096;
+  size_t room = (size / 4096 + 1) * 4096;
   if (used + room > total()) return cudaErrorMemoryAllocation;
   int file = memfd_create("device", 0);
   if (file < 0 || ftruncate(file, room)) abort();
@@ -318,6 +326,11 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, voi
       pointers.push_back(&held[i]);
     }
     kernel.run(pointers.data(), blocks, threads);
+    for (size_t i = 0; i < held.size(); ++i)
+      if (kernel.kinds[i] == 'p' && !kept(reinterpret_cast<void*>(values[i]))) {
+        fprintf(stderr, "played CUDA: %s writes behind its argument %zu\n", kernel.name.c_str(), i);
+        broken = cudaErrorIllegalAddress;
+      }
   }));
 }
 }
