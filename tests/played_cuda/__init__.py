@@ -54,8 +54,20 @@ def install(folder: Path) -> Path:
 
 
 def build(target: Path, source: Path, *options: str) -> None:
-    """A shared object of C++."""
-    command = ["g++", "-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-ffp-contract=off", f"-I{headers()}", f"-I{HERE}"]
+    """A shared object of C++, which ends the process where a vector is not aligned as a GPU wants it."""
+    command = [
+        "g++",
+        "-std=c++17",
+        "-O1",
+        "-w",
+        "-fPIC",
+        "-shared",
+        "-ffp-contract=off",
+        "-fsanitize=alignment",
+        "-fsanitize-undefined-trap-on-error",
+        f"-I{headers()}",
+        f"-I{HERE}",
+    ]
     subprocess.run([*command, str(source), *options, "-o", str(target)], check=True, capture_output=True, text=True)
 
 
