@@ -18,6 +18,7 @@ from torch import nn
 
 pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
 from tvm import relax
+from tvm.s_tir import Schedule
 
 import edgemem
 from edgemem.boards import Board, board
@@ -88,6 +89,20 @@ def test_few_rows_and_small_products_stay_with_vectors(tmp_path: Path, rows: int
     x, q = np.ones((rows, 64), np.uint8), np.ones((64, outputs), np.int8)
     y, schedule = integer_product(tmp_path, x, None, q, True)
     assert (schedule == "tiles") == (rows == 16) and (y == 64).all()
+
+
+@needs_tiles
+def test_a_schedule_that_does_not_fit_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As any other does: the product is computed all the same, by plain loops."""
+
+    def refuse(sch: Schedule, *_: object) -> None:
+        sch.get_sblock("absent")
+
+    monkeypatch.setattr("edgemem.runtimes.aot.schedules.tiles.side_by_side", refuse)
+    x, q = np.arange(16 * 64).reshape(16, 64).astype(np.uint8), np.full((64, 512), -3, np.int8)
+    y, schedule = integer_product(tmp_path, x, None, q, True)
+    assert schedule == "loops"
+    np.testing.assert_array_equal(y, x.astype("i4") @ q.astype("i4"))
 
 
 def test_tiles_are_as_equal_as_can_be() -> None:

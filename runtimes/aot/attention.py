@@ -22,9 +22,8 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from edgemem.runtimes.aot import attention_scores, attention_weights
 from edgemem.runtimes.aot.folding import dtype_of, shape_of
-from edgemem.runtimes.aot.legalize import OPAQUE
 from edgemem.runtimes.aot.machine import Machine
-from edgemem.runtimes.aot.schedules import attention, rows
+from edgemem.runtimes.aot.schedules import OPAQUE, attention, rows
 
 Expr = Any
 MOST_QUERIES = 4

@@ -20,14 +20,13 @@ from typing import Any
 
 from tvm import tirx
 
-from edgemem.runtimes.aot.ahead import ask
+from edgemem.runtimes.aot.ahead import LINE_BYTES, ask
 from edgemem.runtimes.aot.lowering import SHARED
-from edgemem.runtimes.aot.schedules import WRITTEN
+from edgemem.runtimes.aot.schedules import OPAQUE, WRITTEN
 
 Expr = Any
 FLOAT = "float32"
-LINE = 16  # elements of what memory gives at once
-OPAQUE = 8  # relax's OpPatternKind
+LINE = LINE_BYTES // 4  # elements of what memory gives at once
 HINT = "attend_scores"
 
 

@@ -15,9 +15,8 @@ from typing import Any
 from tvm import tirx
 
 from edgemem.runtimes.aot import mathops
-from edgemem.runtimes.aot.attention_scores import OPAQUE
 from edgemem.runtimes.aot.lowering import SHARED
-from edgemem.runtimes.aot.schedules import WRITTEN
+from edgemem.runtimes.aot.schedules import OPAQUE, WRITTEN
 
 Expr = Any
 FLOAT = "float32"

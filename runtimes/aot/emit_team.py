@@ -216,7 +216,8 @@ static void together({n}_team *t, int product, unsigned each)
     __atomic_store_n(&t->open, (uint64_t)t->opened << 32 | open, __ATOMIC_RELEASE);
     (void)take(t, 0);
     while (__atomic_load_n(&t->done, __ATOMIC_ACQUIRE) != parts) {{
-        if (++looks > {SPINS}) sched_yield();
+        if (looks < {SPINS}) ++looks;
+        else sched_yield();
     }}
 }}
 """
@@ -252,11 +253,11 @@ static void *work(void *argument)
 {flushed}    for (;;) {{
         if (take(t, place->index) != 0) {{
             looks = 0;
-        }} else if (++looks > {SPINS}) {{
-            if (__atomic_load_n(&t->running, __ATOMIC_ACQUIRE)) {{
-                sched_yield();
-                continue;
-            }}
+        }} else if (looks < {SPINS}) {{
+            ++looks;
+        }} else if (__atomic_load_n(&t->running, __ATOMIC_ACQUIRE)) {{
+            sched_yield();
+        }} else {{
             pthread_mutex_lock(&t->mutex);
             while (!__atomic_load_n(&t->running, __ATOMIC_ACQUIRE) && !t->stop) pthread_cond_wait(&t->wake, &t->mutex);
             if (t->stop) break;
@@ -308,7 +309,10 @@ int {n}_team_start({n}_team *team, const {n}_bound *bound, int threads)
     team->bound = bound;
     team->threads = 1;
     if (pthread_mutex_init(&team->mutex, NULL) != 0) return {big}_ERROR_SIZE;
-    if (pthread_cond_init(&team->wake, NULL) != 0) return {big}_ERROR_SIZE;
+    if (pthread_cond_init(&team->wake, NULL) != 0) {{
+        pthread_mutex_destroy(&team->mutex);
+        return {big}_ERROR_SIZE;
+    }}
     for (i = 1; i < threads; ++i) {{
         team->seats[i].team = team;
         team->seats[i].index = i;

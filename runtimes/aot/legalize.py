@@ -21,7 +21,7 @@ from tvm import ir, relax, te, tirx
 from edgemem.runtimes.aot import mathops
 from edgemem.runtimes.aot.folding import dtype_of, shape_of
 from edgemem.runtimes.aot.machine import Machine
-from edgemem.runtimes.aot.schedules import rows
+from edgemem.runtimes.aot.schedules import OPAQUE, OUT_ELEMENTWISE, rows
 from edgemem.runtimes.aot.schedules.matmul import PACKED, Panel, panel_of
 
 Expr = Any
@@ -261,10 +261,6 @@ def legal_matmul(builder: Any, call: Expr, machine: Machine) -> Expr:
         primfunc_name_hint="matmul",
         primfunc_attrs={"op_pattern": OUT_ELEMENTWISE},
     )
-
-
-OUT_ELEMENTWISE = 4  # relax's OpPatternKind: elementwise operators may follow it in one kernel
-OPAQUE = 8
 
 
 def packed_product(x: Any, w: Any, shape: tuple[int, ...], panel: Panel) -> Any:

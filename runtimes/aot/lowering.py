@@ -95,27 +95,22 @@ def with_pointers(function: Any, shared: dict[int, int]) -> Lowered:
     statements, work = [], []
     buffers: dict[int, Any] = {}
     most, repeats = int((function.attrs or {}).get(STACK, STACK_BYTES)), REPEATS in (function.attrs or {})
+
+    def on_stack(statement: Any) -> bool:
+        return nbytes(statement.buffer) <= most or (repeats and own(statement))
+
     for statement in sequence(function.body):
         if isinstance(statement, DeclBuffer) and isinstance(statement.data, ir.Call):
             index = next((i for i, p in enumerate(function.params) if statement.data.args[0].same_as(p)), None)
             if index is not None:
                 statement = DeclBuffer(statement.buffer, data=pointers[index])
                 buffers[index] = statement.buffer
-        elif (
-            isinstance(statement, AllocBuffer) and nbytes(statement.buffer) > most and not (repeats and own(statement))
-        ):
+        elif isinstance(statement, AllocBuffer) and not on_stack(statement):
             room = pointer(statement.buffer)
             work.append((room, nbytes(statement.buffer)))
             statement = DeclBuffer(statement.buffer, data=room)
         statements.append(asking(statement, buffers))
-    loops = [index for index, statement in enumerate(statements) if isinstance(statement, tirx.For)]
-    others = [statement for index, statement in enumerate(statements) if index not in loops]
-    bounds: list[Any] = []
-    shares = None
-    if repeats:
-        statements, bounds, shares = divided_inside(statements)
-    elif not work and len(loops) == 1 and may_be_shared(statements[loops[0]]) and all(map(of_a_thread, others)):
-        statements[loops[0]], bounds, shares = divided(statements[loops[0]])
+    statements, bounds, shares = divided_inside(statements) if repeats else divided_alone(statements, not work)
     kept_pointers = [p for i, p in enumerate(pointers) if i not in shared.values()]
     parameters = [*kept_pointers, *(room for room, _ in work), *bounds]
     body = tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
@@ -137,6 +132,25 @@ def of_a_thread(statement: Any) -> bool:
     if isinstance(statement, tirx.BufferStore):
         return str(statement.buffer.scope()) == "local"
     return isinstance(statement, tirx.stmt.DeclBuffer | tirx.stmt.AllocBuffer | tirx.Evaluate)
+
+
+def divided_alone(statements: list[Any], own_memory: bool) -> tuple[list[Any], list[Any], int | None]:
+    """The only loop of a kernel from `begin` to `end`, these two, and its turns; the statements as they are where it is
+    not shared, or threads would meet in what lies beside it: `own_memory` says that no buffer is the memory plan's.
+    """
+    from tvm import tirx
+
+    loops = [index for index, statement in enumerate(statements) if isinstance(statement, tirx.For)]
+    others = [statement for index, statement in enumerate(statements) if index not in loops]
+    if (
+        not own_memory
+        or len(loops) != 1
+        or not may_be_shared(statements[loops[0]])
+        or not all(map(of_a_thread, others))
+    ):
+        return statements, [], None
+    statements[loops[0]], bounds, shares = divided(statements[loops[0]])
+    return statements, bounds, shares
 
 
 def divided(loop: Any) -> tuple[Any, list[Any], int]:

@@ -27,7 +27,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from edgemem.runtimes.aot.folding import dtype_of, shape_of
 from edgemem.runtimes.aot.graph import APPEND, BYTES, KEPT, ROLE, ROLE_KEPT, ROLE_ROW
-from edgemem.runtimes.aot.legalize import OPAQUE
+from edgemem.runtimes.aot.schedules import OPAQUE
 
 Expr = Any
 ELEMENTWISE = 0  # relax's OpPatternKind

@@ -4,7 +4,7 @@
 //   __shfl_*_sync    until every lane of the mask has come; a lane outside of the mask gives NaN
 //   __activemask     the lanes of the warp that come in the same round
 //
-// A kernel is compiled behind this header; behind it stands, for each, `PLAYED(name, ...)` (tests/played_cuda).
+// Kernels are compiled behind this header, and behind them, for each, what the driver runs it by (`played` in __init__.py).
 #pragma once
 #include <setjmp.h>
 #include <ucontext.h>

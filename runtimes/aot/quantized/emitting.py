@@ -9,11 +9,11 @@ import numpy as np
 from tvm import relax, te
 
 from edgemem.runtimes.aot.folding import shape_of
+from edgemem.runtimes.aot.schedules import OPAQUE as OPAQUE
+from edgemem.runtimes.aot.schedules import OUT_ELEMENTWISE
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Expr = Any
-OUT_ELEMENTWISE = 4  # relax's OpPatternKind: elementwise operators may follow it in one kernel
-OPAQUE = 8
 FLOAT = "float32"
 
 

@@ -34,6 +34,7 @@ PRODUCT, INTEGER, DYNAMIC, ROWS, HALF, DECODED = (
     f"Edgemem{name}" for name in ("Product", "IntegerProduct", "DynamicQuantize", "QuantizedRows", "Half", "Decoded")
 )
 INT8, FLOAT16 = 3, 10  # of onnx.TensorProto.DataType
+MOST_STEPS = 127.25  # of a row's largest number; with what its scale was rounded by, they round to 127 at most
 LEAST_SCALE = 2.0**-76  # of rows; what is left of x less its multiple of a smaller one could be subnormal
 VECTOR_AXES = 1  # a float16 constant with at most this many axes longer than 1 is a vector: it costs little as float32
 
@@ -290,7 +291,9 @@ class Recogniser:
             or self.shapes.get(scale, ())[-1:] != (1,)
         ):
             return None
-        held = float(factor.reshape(())) * 127.25 > 1 and float(least.reshape(()) * factor.reshape(())) >= LEAST_SCALE
+        held = (
+            float(factor.reshape(())) * MOST_STEPS > 1 and float(least.reshape(()) * factor.reshape(())) >= LEAST_SCALE
+        )
         return (x, scale) if held else None
 
     def chain(self, name: str, *kinds: str) -> Node | None:

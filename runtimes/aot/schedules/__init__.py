@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgemem.runtimes.aot.machine import Machine
 
+# `op_pattern` of a PrimFunc, relax's OpPatternKind: elementwise operators may follow it in one kernel; nothing may
+OUT_ELEMENTWISE, OPAQUE = 4, 8
 TILED = "tiles"  # the schedule of kernels that use the core's matrix unit
 WRITTEN = "edgemem.written"  # attribute of a PrimFunc that is written in its order of execution: the schedule's name
 
@@ -26,10 +28,10 @@ def scheduled(function: Any, machine: Machine) -> tuple[Any, str]:
     if WRITTEN in (function.attrs or {}):
         return function, str(function.attrs[WRITTEN])
     sch = Schedule(function, error_render_level="none")
-    if tiles.PRODUCT in block_names(sch):
-        return tiles.schedule(sch, machine), TILED
     names, product = block_names(sch), matmul.product_of(sch)
-    attempts: list[tuple[str, Any]] = []
+    attempts: list[tuple[str, Any]] = []  # each orders a schedule's blocks; one that writes others returns the PrimFunc
+    if tiles.PRODUCT in names:
+        attempts.append((TILED, lambda s: tiles.schedule(s, machine)))
     if attention.is_attention(names):
         attempts.append(("attention", lambda s: attention.schedule(s, machine)))
     if rows.LAST in names:
@@ -48,8 +50,8 @@ def scheduled(function: Any, machine: Machine) -> tuple[Any, str]:
     for name, attempt in attempts:
         sch = Schedule(function, error_render_level="none")
         try:
-            attempt(sch)
+            written = attempt(sch)
         except ScheduleError:
             continue
-        return sch.mod["main"], name
+        return sch.mod["main"] if written is None else written, name
     return function, "plain"

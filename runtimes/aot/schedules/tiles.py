@@ -90,7 +90,7 @@ class Tiling:
 def panel_of(columns: int) -> Panel:
     """Panels of as many whole tiles as leave the least padding."""
     tiles = -(-columns // COLUMNS)
-    wide = tiles if tiles <= MOST_SUMS else next((w for w in (4, 3, 2) if tiles % w == 0), MOST_SUMS)
+    wide = tiles if tiles <= MOST_SUMS else next((w for w in range(MOST_SUMS, 1, -1) if tiles % w == 0), MOST_SUMS)
     return Panel(wide * COLUMNS, -(-tiles // wide), columns)
 
 
