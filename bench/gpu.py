@@ -186,7 +186,7 @@ class Trial:
         self.rows += [row(name, found, nbytes, copies) for name, found in times.items()]
 
     def started(self, path: Path, chunks: Sequence[Any]) -> dict[str, Engine]:
-        """The engines that are here and compute what the first one does, edgemem."""
+        """The engines that are here and compute what the first of them does."""
         engines: dict[str, Engine] = {}
         wanted: list[Any] = []
         for name in self.names:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from edgemem import __version__, modelfile, tokenizer
 from edgemem import contract as contracts
@@ -44,19 +44,18 @@ from edgemem.runtimes.aot import (
     emit_tiles,
     tile_unit,
 )
-from edgemem.runtimes.aot.aliasing import elementwise
 from edgemem.runtimes.aot.attention import with_attention
 from edgemem.runtimes.aot.folding import folded
 from edgemem.runtimes.aot.graph import Graph, Tensor, graph_of
 from edgemem.runtimes.aot.importer import REMARKS, imported, require_tvm
+from edgemem.runtimes.aot.kernels import AnyKernels, Kernels
 from edgemem.runtimes.aot.legalize import legalized
 from edgemem.runtimes.aot.load import FORMAT, MANIFEST
-from edgemem.runtimes.aot.lowering import Lowered, lowered
+from edgemem.runtimes.aot.lowering import Lowered
 from edgemem.runtimes.aot.machine import Machine, machine
 from edgemem.runtimes.aot.picture import arena_rows
 from edgemem.runtimes.aot.plan import Plan, StateSlot, aligned, planned
 from edgemem.runtimes.aot.rings import with_rings
-from edgemem.runtimes.aot.schedules import TILED, scheduled
 from edgemem.runtimes.aot.toolchain import FLAGS, WARNINGS, Toolchain, toolchain
 from edgemem.text import human_bytes
 
@@ -64,101 +63,6 @@ EXPORTED = ("reset", "step", "step_bound", "finite", "state", "check",
             "team_bytes", "team_start", "team_step", "team_idle", "team_stop")  # fmt: skip
 GATHER = "take"  # PrimFuncs that read rows by index
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # of what C code of a user's can call
-HINT_CHARACTERS = 40  # of a kernel's name that say what it computes
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One kernel as it is compiled: a PrimFunc, its schedule, and which parameters are one buffer."""
-
-    symbol: str
-    kernel: str
-    schedule: str
-    lowered: Lowered
-
-
-class Kernels:
-    """Kernels by PrimFunc and shared parameters, compiled once each, named in the order of first use."""
-
-    def __init__(self, name: str, functions: Mapping[str, Any], target: Machine) -> None:
-        self.name, self.functions, self.machine = name, functions, target
-        self.scheduled: dict[str, tuple[Any, str]] = {}
-        self.variants: dict[tuple[str, tuple[tuple[int, int], ...]], Variant] = {}
-        self.answers: dict[tuple[str, int, int], bool] = {}
-
-    def variant(self, kernel: str, shared: tuple[tuple[int, int], ...]) -> Variant:
-        if (kernel, shared) not in self.variants:
-            function, schedule = self.in_order(kernel)
-            hint = kernel.removeprefix("fused_")[:HINT_CHARACTERS].rstrip("_")
-            symbol = f"{self.name}_k{len(self.variants):02d}_{hint}"
-            self.variants[kernel, shared] = Variant(
-                symbol, kernel, schedule, lowered(function, symbol, self.machine, shared)
-            )
-        return self.variants[kernel, shared]
-
-    def in_order(self, kernel: str) -> tuple[Any, str]:
-        """A kernel in its order of execution, and the name of its schedule."""
-        if kernel not in self.scheduled:
-            self.scheduled[kernel] = scheduled(self.functions[kernel], self.machine)
-        return self.scheduled[kernel]
-
-    @property
-    def tiled(self) -> bool:
-        """Whether kernels use the core's matrix unit."""
-        return self.machine.tiles and any(self.in_order(kernel)[1] == TILED for kernel in self.functions)
-
-    def work_bytes(self, kernel: str, shared: tuple[tuple[int, int], ...]) -> tuple[int, ...]:
-        return self.variant(kernel, shared).lowered.work_bytes
-
-    def elementwise(self, kernel: str, read: int, written: int) -> bool:
-        if (kernel, read, written) not in self.answers:
-            self.answers[kernel, read, written] = elementwise(self.functions[kernel], read, written)
-        return self.answers[kernel, read, written]
-
-    def built(self) -> Any:
-        """All kernels as one module of LLVM."""
-        import tvm
-
-        module = tvm.IRModule({v.symbol: v.lowered.function for v in self.variants.values()})
-        return tvm.get_global_func("target.build.llvm")(module, self.machine.target)
-
-    def object_file(self, path: Path) -> None:
-        """All kernels as one object."""
-        self.built().write_to_file(str(path), "o")
-
-    @property
-    def target(self) -> str:
-        return str(self.machine.target)
-
-    def objects(self, folder: Path, tools: Toolchain) -> list[Path]:
-        """The object of all kernels, as it is linked."""
-        path = folder / f"{self.name}_kernels.o"
-        self.object_file(path)
-        tools.tidy(path.name, folder)
-        return [path]
-
-    def sources(self, folder: Path) -> list[str]:
-        """C files that a project has to compile: none, the kernels are an object."""
-        return []
-
-    def assembly(self, folder: Path, tools: Toolchain) -> str:
-        """All kernels as text, to see how much stack they take."""
-        return str(self.built().inspect_source("asm"))
-
-    def facts(self, source: emit_calls.Source) -> list[dict[str, Any]]:
-        """Kernels for the manifest."""
-        return [kernel_facts(variant, source) for variant in self.variants.values()]
-
-
-class AnyKernels(Protocol):
-    """Kernels of a step, whoever makes them: an object of TVM's, or C sources."""
-
-    @property
-    def target(self) -> str: ...
-    def objects(self, folder: Path, tools: Toolchain) -> list[Path]: ...
-    def sources(self, folder: Path) -> list[str]: ...
-    def assembly(self, folder: Path, tools: Toolchain) -> str: ...
-    def facts(self, source: emit_calls.Source) -> list[dict[str, Any]]: ...
 
 
 def compile_model(
@@ -475,20 +379,6 @@ def state_facts(slot: StateSlot) -> dict[str, Any]:
     """Where a state lies: both places where two take turns; the room of a ring."""
     facts: dict[str, Any] = {"offsets": [slot.first.offset, *([slot.second.offset] if slot.second else [])]}
     return facts | ({"ring": asdict(slot.ring) | {"bytes": slot.ring.nbytes}} if slot.ring else {})
-
-
-def kernel_facts(variant: Variant, source: emit_calls.Source) -> dict[str, Any]:
-    """One kernel: the PrimFunc that it is, and how it was scheduled."""
-    script = variant.lowered.function.script()
-    return {
-        "symbol": variant.symbol,
-        "primfunc": variant.kernel,
-        "schedule": variant.schedule,
-        "tir_sha256": hashlib.sha256(script.encode()).hexdigest(),
-        "work_bytes": list(variant.lowered.work_bytes),
-        "shares": variant.lowered.shares,
-        "calls": sum(kernel.symbol == variant.symbol for kernel in source.symbols),
-    }
 
 
 def call_facts(placed: Any, kernel: emit_calls.Kernel, source: emit_calls.Source) -> dict[str, Any]:

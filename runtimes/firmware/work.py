@@ -14,7 +14,8 @@ import math
 from collections import defaultdict
 from typing import Any
 
-from edgemem.runtimes.aot.compiler import Generated, Kernels
+from edgemem.runtimes.aot.compiler import Generated
+from edgemem.runtimes.aot.kernels import Kernels
 from edgemem.runtimes.integer.generate import IntegerKernels
 from edgemem.runtimes.integer.operation import Operation
 
