@@ -18,13 +18,15 @@ import edgemem
 from edgemem.errors import InputError
 from tests.aot_programs import compiled
 
-WIDE = {"layers": 2, "width": 80, "vocab": 130}  # products of several panels, on any core
-USER = """\
+COUNT = 130  # tokens
+WIDE = {"layers": 2, "width": 80, "vocab": COUNT}  # products of several panels, on any core
+USER = (
+    f"#define COUNT {COUNT}\n"
+    + """\
 #include "model_team.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#define COUNT 130
 #ifdef ABSENT
 #include <pthread.h>
 int __wrap_pthread_create(pthread_t *t, const pthread_attr_t *a, void *(*f)(void *), void *x);
@@ -54,7 +56,7 @@ int main(void)
     const model_bound b = {&inputs, &second, room(MODEL_STATE_BYTES), MODEL_STATE_BYTES, room(MODEL_ARENA_BYTES),
                            MODEL_ARENA_BYTES, 1};
     int threads, step;
-    for (threads = 1; threads <= 4; ++threads) {
+    for (threads = 1; threads <= MODEL_MOST_THREADS; threads += 3) {
         model_team *team = (model_team *)room(model_team_bytes());
         if (model_team_start(team, &b, threads) != MODEL_OK) return 1;
         if (model_reset(a.state, MODEL_STATE_BYTES) != MODEL_OK || model_reset(b.state, MODEL_STATE_BYTES) != MODEL_OK)
@@ -73,6 +75,7 @@ int main(void)
     return model_team_start((model_team *)room(model_team_bytes()), &b, MODEL_MOST_THREADS + 1) != MODEL_ERROR_SIZE;
 }
 """
+)
 
 NAP = """
 #include <pthread.h>
@@ -106,7 +109,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_any_number_of_threads_gives_the_same_bytes(program: Path) -> None:
     manifest = json.loads((program / "manifest.json").read_text())
     assert max(kernel["shares"] or 0 for kernel in manifest["kernels"]) > 1
-    tokens = np.random.default_rng(0).integers(0, 130, (12, 1, 1))
+    tokens = np.random.default_rng(0).integers(0, COUNT, (12, 1, 1))
     one = edgemem.load(program).stream()
     wanted = [one.step(token).tobytes() for token in tokens]
     for threads in (2, 3):
@@ -115,7 +118,7 @@ def test_any_number_of_threads_gives_the_same_bytes(program: Path) -> None:
         assert [stream.step(token).tobytes() for token in tokens] == wanted
         assert stream.snapshot() == one.snapshot()
         with pytest.raises(InputError, match="outside its range"):
-            several.step({"tokens": np.array([[130]])}, several.new_state())
+            several.step({"tokens": np.array([[COUNT]])}, several.new_state())
 
 
 def test_threads_end_with_their_stream(program: Path) -> None:
@@ -186,9 +189,23 @@ def test_nobody_waits_for_a_thread_that_does_not_come(program: Path, tmp_path: P
     assert subprocess.run([tmp_path / "user"], timeout=60).returncode == 0
 
 
-def test_threads_do_not_race(program: Path, tmp_path: Path) -> None:
-    """The driver under the thread sanitizer, one to four threads beside a single one."""
-    built = user(program, tmp_path, "-fsanitize=thread")
+@pytest.fixture(scope="module")
+def coded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A compiled model with vector codes: of products by tables each thread has one part, not several."""
+    from edgemem.export import export_model
+    from edgemem.quant import quantize
+
+    folder = tmp_path_factory.mktemp("coded")
+    export_model("rwkv4", folder / "w.onnx", {"layers": 1, "width": 128, "vocab": COUNT}, seed=1)
+    quantize(folder / "w.onnx", folder / "q.onnx", "vq:dim=4,codes=64,mirror=1")
+    compiled(folder / "q.onnx", folder / "p")
+    return folder / "p"
+
+
+@pytest.mark.parametrize("name", ["program", "coded"])
+def test_threads_do_not_race(request: pytest.FixtureRequest, name: str, tmp_path: Path) -> None:
+    """The driver under the thread sanitizer, one thread to more than some products have parts, beside a single one."""
+    built = user(request.getfixturevalue(name), tmp_path, "-fsanitize=thread")
     if "cannot find -ltsan" in built.stderr or "libtsan" in built.stderr:
         pytest.skip("the thread sanitizer is not installed")
     assert built.returncode == 0, built.stderr

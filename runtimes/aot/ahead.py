@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgemem.runtimes.aot.machine import BARE_ALIGNMENT, Machine
+from edgemem.runtimes.aot.statements import sequence
 
 AHEAD = "edgemem.ahead"  # of the loop that asks: which parameter of the kernel the weights are, by its place
 LINE_BYTES = 64
@@ -74,10 +75,3 @@ def ask(element: Any) -> Any:
 
     hints = [tirx.const(value, "int32") for value in (READ, KEEP, DATA)]
     return tirx.call_llvm_intrin("void", "llvm.prefetch", tirx.address_of(element), *hints)
-
-
-def sequence(body: Any) -> list[Any]:
-    """The statements of a body, one by one."""
-    from tvm import tirx
-
-    return list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]

@@ -11,13 +11,13 @@ parameters that name one buffer (a state updated in place) become one pointer, s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgemem.runtimes.aot.ahead import asking, sequence
+from edgemem.runtimes.aot.ahead import asking
 from edgemem.runtimes.aot.machine import Machine
+from edgemem.runtimes.aot.statements import nbytes, sequence
 
 STACK_BYTES = 2048  # of one buffer inside a kernel
 STACK = "edgemem.stack_bytes"  # attribute of a PrimFunc that may have more
@@ -196,12 +196,3 @@ def pointer(buffer: Any) -> Any:
 
     kind = str(buffer.ty.dtype)
     return tirx.Var(str(buffer.name), PointerType(PrimType(kind.partition("x")[0])))
-
-
-def nbytes(buffer: Any) -> int:
-    """Bytes of a buffer of constant shape."""
-    from tvm import DataType
-
-    kind = DataType(str(buffer.ty.dtype))
-    elements: int = math.prod(int(extent) for extent in buffer.shape)
-    return elements * max(8, int(kind.bits)) // 8 * int(kind.lanes)

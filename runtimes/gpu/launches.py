@@ -39,7 +39,7 @@ def lowered(function: Any, name: str, target: Any) -> Lowered:
     import tvm
     from tvm import tirx, transform
 
-    from edgemem.runtimes.aot.ahead import sequence
+    from edgemem.runtimes.aot.statements import sequence
 
     function = function.with_attr("global_symbol", name).with_attr("target", target)
     with target:
@@ -75,7 +75,7 @@ class Places:
         from tvm import tirx
         from tvm.tirx.stmt import AllocBuffer, DeclBuffer
 
-        from edgemem.runtimes.aot.lowering import nbytes
+        from edgemem.runtimes.aot.statements import nbytes
 
         if isinstance(statement, DeclBuffer):
             self.held.append((statement.buffer, self.place(statement.data)))

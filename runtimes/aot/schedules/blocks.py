@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+SIDE_BY_SIDE = 4  # partial results of a row, sums or extremes: one alone would wait for itself
+
 REDUCE = 2  # tirx.IterVar.CommReduce
 TRANSCENDENTAL = ("edgemem_", "T.exp", "T.log", "T.tanh", "T.sqrt", "T.rsqrt", "T.pow", "T.sin", "T.cos", "T.erf")
 

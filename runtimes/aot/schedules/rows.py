@@ -12,13 +12,12 @@ from tvm import te, tirx
 
 from edgemem.runtimes.aot import mathops
 from edgemem.runtimes.aot.machine import Machine
-from edgemem.runtimes.aot.schedules.blocks import block_names, is_reduction
+from edgemem.runtimes.aot.schedules.blocks import SIDE_BY_SIDE, block_names, is_reduction
 
 Tensor = Any
 LAST = "row_result"  # name of the block that writes the output; the others are computed row by row
 
 LONG = 8  # vectors; a row of more is worth a remainder
-SIDE_BY_SIDE = 4  # partial sums: one alone would wait for itself
 LONGEST = 64  # vectors; a row of more has these sums even where they leave a remainder
 
 

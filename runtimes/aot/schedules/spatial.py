@@ -11,10 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 from edgemem.runtimes.aot.machine import Machine
-from edgemem.runtimes.aot.schedules.blocks import blocks, is_costly, is_output, is_reduction, volume
+from edgemem.runtimes.aot.schedules.blocks import SIDE_BY_SIDE, blocks, is_costly, is_output, is_reduction, volume
 
 WRITTEN_OUT = 8  # turns of a loop
-SIDE_BY_SIDE = 4  # vectors of a row whose extremes do not wait for each other
 
 
 def schedule(sch: Any, machine: Machine) -> None:
