@@ -40,6 +40,7 @@ from edgemem.trial import random_inputs
 ROUND_SECONDS = 0.01  # of each candidate in each round
 WARM_SECONDS = 0.02  # before them, not counted: probes and steps called from C read what was read just before, too
 SECOND_CORE_SECONDS = 0.1  # the same on several threads: so long does a core that slept take to come to its speed
+MULTIPLIED = 12  # vectors in each turn of the probe of multiply-accumulates
 PIECES, PIECE_SECONDS = 9, 0.001  # of a probe in each round
 INPUTS = 16  # chunks that a candidate cycles through
 PAGE_BYTES = 4096
@@ -51,7 +52,8 @@ PROBE = r"""
 #endif
 typedef float v __attribute__((vector_size(BYTES), aligned(BYTES), may_alias));
 #define EACH(do) do(0) do(1) do(2) do(3) do(4) do(5) do(6) do(7)
-#define START(w) v sum##w = {w}; /* different, so that no compiler makes one chain of eight */
+#define MORE(do) EACH(do) do(8) do(9) do(10) do(11)
+#define START(w) v sum##w = {w}; /* different, so that no compiler makes one chain of all */
 #define READ(w) sum##w += p[w];
 #define MULTIPLY(w) sum##w = a * sum##w + b;
 #define SUM(w) total += sum##w;
@@ -68,14 +70,14 @@ float probe_read(const char *data, size_t bytes, long repeats)
     EACH(SUM)
     return total[0];
 }
-/* Multiply-accumulates on registers: eight vectors in each of `repeats` turns. */
+/* Multiply-accumulates on registers: twelve vectors in each turn, as eight wait for each other now and then. */
 float probe_multiply(long repeats)
 {
     v total = {0}, a = total + 0.5f, b = total + 0.25f;
     long r;
-    EACH(START)
-    for (r = 0; r < repeats; ++r) { EACH(MULTIPLY) }
-    EACH(SUM)
+    MORE(START)
+    for (r = 0; r < repeats; ++r) { MORE(MULTIPLY) }
+    MORE(SUM)
     return total[0];
 }
 /* Four products of bytes in each lane, summed: sixteen vectors in each turn, for the instruction takes long.
@@ -235,7 +237,7 @@ class Probe:
 
     def multiply_us(self, count: int) -> float:
         """Microseconds for that many multiply-accumulates of float32 on registers."""
-        turn = 1000 * self._threads * 8 * self.vector_bytes // 4
+        turn = 1000 * self._threads * MULTIPLIED * self.vector_bytes // 4
         return self._timed(lambda _, n: self._library.probe_multiply(1000 * n)) * count / turn
 
     def dots_us(self, count: int) -> float:

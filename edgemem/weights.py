@@ -52,3 +52,12 @@ def stored_tensors(model: ModelFile) -> dict[str, Array]:
 def altered_tensors(model: ModelFile, tensors: Mapping[str, Array]) -> list[str]:
     """Names of the tensors whose values are not those that were exported."""
     return [name for name, wanted in model.contract.model.tensors.items() if tensor_digest(tensors[name]) != wanted]
+
+
+def stored_digest(model: ModelFile) -> str:
+    """SHA-256 of every initializer of a file: name, dtype, shape and bytes, by name."""
+    total = hashlib.sha256()
+    for name, held in sorted(model.onnx.initializers.items()):
+        total.update(canonical([name, held.dtype, list(held.shape), held.nbytes]).encode())
+        total.update(held.data)
+    return total.hexdigest()

@@ -39,6 +39,7 @@ from edgemem.quant.arguments import check_arguments
 from edgemem.quant.scheme import Job, Scheme, StageTick, TensorChoice, parsed, silent
 from edgemem.tasks import Score
 from edgemem.trial import trial
+from edgemem.weights import stored_digest
 
 CERTIFIED_STEPS = 512
 FOLLOWED = 256  # steps of calibration data over which outputs are compared
@@ -179,7 +180,8 @@ def certified(
     candidate = as_parent(open_model(path), load(path), parent)
     found = trial(parent, candidate, steps, tick=counted(job.tick, "comparing", steps))
     outputs = [port.name for port in contract.outputs]
-    quant = {**contract.quant, **coarse.tolerances(found, outputs)}
+    stored = stored_digest(open_model(path))
+    quant = {**contract.quant, **coarse.tolerances(found, outputs), "stored": stored}
     parity = (*contract.parity, certificate(found, scheme.name, steps, quant, outputs))
     contract = contract.model_copy(update={"parity": parity, "quant": quant})
     save(job.model, contract, path)

@@ -25,7 +25,7 @@ from edgemem.runtimes.integer.operators import norms
 from edgemem.runtimes.integer.reference import IntegerProgram
 from edgemem.runtimes.integer.states import as_float, as_integers
 from edgemem.trial import random_state, trial
-from edgemem.verify import INT8_STEP, INTEGER_STEPS
+from edgemem.verify import FEW_STEPS, INT8_STEP
 from tests.firmware import SPOTTER, manifest, needs
 
 pytest.importorskip("tvm", reason="apache-tvm is not installed: pip install 'edgemem[tvm]'")
@@ -54,7 +54,7 @@ def quantized(path: Path, into: Path) -> Path:
 
 def test_a_step_in_integers_is_near_the_step_in_float(spotter: Path) -> None:
     """From onnxruntime's state, every output and state is within four steps of eight bits of it."""
-    allowed = INT8_STEP * INTEGER_STEPS
+    allowed = INT8_STEP * FEW_STEPS
     found = trial(edgemem.load(spotter), IntegerProgram(spotter), 64, relative=allowed, together=True)
     assert found.holds, found.first_divergence
 

@@ -124,7 +124,7 @@ def test_what_others_left_in_the_caches_does_not_count() -> None:
 def test_the_probe_reads_and_multiplies_as_much_as_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bytes_at_once: bool
 ) -> None:
-    """Every repeat takes 8 us here; eight chains of registers turn 1000 times in it. The C runs, and is recorded."""
+    """Every repeat takes 8 us here; twelve chains of registers turn 1000 times in it. The C runs, and is recorded."""
     probe, calls = measure.Probe(tmp_path), []
     compiled = probe._library
 
@@ -146,7 +146,7 @@ def test_the_probe_reads_and_multiplies_as_much_as_it_says(
     monkeypatch.setattr(measure, "timed", lambda call: [call(3), 8.0][1])
     for size in (1 << 12, 1 << 22):
         assert probe.read_us(size) == 8.0 and calls.pop() == ("read", 3 * size)
-    floats = 8 * probe.vector_bytes // 4  # that a turn multiplies
+    floats = 12 * probe.vector_bytes // 4  # that a turn multiplies
     assert probe.multiply_us(5000 * floats) == 40.0 and calls.pop() == ("multiply", 3000)
     assert probe.dots_us(0) == 0 and not calls
     if bytes_at_once:

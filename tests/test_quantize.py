@@ -365,11 +365,14 @@ def test_verify_finds_a_wrong_scale_and_a_wrong_parent(zoo: Files, tmp_path: Pat
     scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * np.float16(1.5), scale.name))
     onnx.save(model, tmp_path / "wrong.onnx")
     report = verify(tmp_path / "wrong.onnx", STEPS, reference=zoo("lmu"))
-    assert [s.name for s in report.stages if not s.holds] == ["w8"]
+    assert [s.name for s in report.stages if not s.holds] == ["weights", "w8"]
+    alone = verify(tmp_path / "wrong.onnx", STEPS)
+    assert [s.first for s in alone.stages if not s.holds] == ["a tensor, which differs from its digest"]
     with pytest.raises(ContractError, match="is not the parent"):
         verify(tmp_path / "q.onnx", STEPS, reference=zoo("folding"))
     without = verify(tmp_path / "q.onnx", STEPS)
     assert without.ok and [s.reference for s in without.stages] == [
+        "contract",
         "torch (recorded)",
         "parent (recorded)",
         "fresh stream",
