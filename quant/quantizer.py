@@ -177,11 +177,11 @@ def certified(
     """
     save(job.model, contract, path)
     parent = load(job.parent)
-    candidate = as_parent(open_model(path), load(path), parent)
+    written = open_model(path)
+    candidate = as_parent(written, load(path), parent)
     found = trial(parent, candidate, steps, tick=counted(job.tick, "comparing", steps))
     outputs = [port.name for port in contract.outputs]
-    stored = stored_digest(open_model(path))
-    quant = {**contract.quant, **coarse.tolerances(found, outputs), "stored": stored}
+    quant = {**contract.quant, **coarse.tolerances(found, outputs), "stored": stored_digest(written)}
     parity = (*contract.parity, certificate(found, scheme.name, steps, quant, outputs))
     contract = contract.model_copy(update={"parity": parity, "quant": quant})
     save(job.model, contract, path)
